@@ -1,0 +1,43 @@
+# Two commands on a fresh clone: `make demo` and `make test`.  Each makes the environment it needs, once.
+#
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo    where your default index offers only CUDA builds
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+TORCH := 'torch>=2.9.1,<2.14'
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.runtime
+	@$(RUN) deploy/demo/demo.py
+
+test: $(VENV)/.dev
+	$(RUN) -m pytest
+
+lint: $(VENV)/.dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(VENV)/.dev
+	$(RUN) -m tests.bench.quality
+
+$(VENV)/.runtime: pyproject.toml
+	@echo "making $(VENV): about 0.5 GB to download and 1.6 GB of disk with a CPU build of torch;"
+	@echo "where your index offers only CUDA builds of torch it is several GB more (see TORCH_INDEX in the README)"
+	@$(PYTHON) -c 'import sys; sys.exit("NEXUS needs Python 3.11 or later, this is " + sys.version.split()[0] + "; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) 'pip>=25.1,<27'
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@$(PIP) --editable '.[server,client]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@$(PIP) --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .demo .bench

@@ -1,0 +1,1 @@
+"""The site's own machine: the only room that sees text.  Never imports the server."""

@@ -1,0 +1,66 @@
+"""The site's agent, what systemd starts: one warm process with one outgoing connection and one local socket."""
+
+import logging
+import signal
+import threading
+import time
+
+from nexus_common import certs, rpc
+from nexus_common.disk import single_process
+from nexus_common.errors import NexusError
+
+from nexus_client import agent_api as api
+from nexus_client import reports
+from nexus_client.link import Link
+from nexus_client.rounds import SiteRounds
+from nexus_client.site import SiteHome
+from nexus_client.status import status
+from nexus_client.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """Everything that runs in one ``nexus-client --site NAME`` process."""
+
+    def __init__(self, place: SiteHome) -> None:
+        settings = place.settings()
+        if not (place.keys / "site.crt").exists():
+            raise NexusError(f"{place.site} has not joined: {place.keys}/site.crt is missing; `nexus-client join`")
+        self._lock = single_process(place.state / "agent.lock", f"nexus-client for {place.site}")
+        self.workspace = Workspace(place, settings)
+        self.rounds = SiteRounds(self.workspace, certs.load_identity(place.keys / "identity.key"))
+        self.link = Link(settings.server, place.keys, self.rounds.handle)
+        self.place = place
+        place.socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
+        self._socket = rpc.start_local(self._methods(), api.SERVICE, place.socket)
+
+    def _methods(self) -> dict[str, rpc.Method]:  # type: ignore[type-arg]
+        return {
+            "status": rpc.Method(rpc.Nothing, api.StatusReport, self._status),
+            "check": rpc.Method(rpc.Nothing, api.CheckReport, lambda _: reports.check_site(self.place)),
+            "preview": rpc.Method(api.PreviewRequest, api.PreviewReport, lambda r: reports.preview(self.workspace, r.rows)),
+            "evaluate": rpc.Method(rpc.Nothing, api.EvaluateReport, lambda _: reports.evaluate(self.workspace)),
+        }  # fmt: skip
+
+    def _status(self, _: rpc.Nothing) -> api.StatusReport:
+        progress = self.rounds.progress
+        return status(self.place).model_copy(update={
+            "running": True, "connection": self.link.state, "last_contact": self.link.last_contact,
+            "phase": progress.phase, "done": progress.done, "total": progress.total,
+            "last_round_at": progress.last_round_at, "problem": progress.problem})  # fmt: skip
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT; a round in work is finished or left to be repeated."""
+        stopping = threading.Event()
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, lambda *_: stopping.set())
+        threading.Thread(target=self.link.run, name="link", daemon=True).start()
+        log.info("agent of %s is up, server %s", self.place.site, self.link.address)
+        while not stopping.wait(1.0):
+            pass
+        log.info("stopping")
+        started = time.monotonic()
+        self.link.stop()
+        self._socket.stop(grace=1).wait(5)
+        log.info("stopped in %.1f s", time.monotonic() - started)

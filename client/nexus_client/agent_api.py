@@ -1,0 +1,89 @@
+"""What the agent's socket and the commands exchange: reports as data, nothing that needs torch or Flower."""
+
+from typing import Final, Literal
+
+from nexus_common.rpc import Body
+
+SERVICE: Final = "nexus.Agent"
+
+
+class StatusReport(Body):
+    """Agent, version in use, last round, what waits for a person."""
+
+    site: str
+    server: str
+    running: bool = False
+    connection: str | None = None
+    last_contact: float | None = None
+    phase: str | None = None
+    done: int = 0
+    total: int = 0
+    run: str | None = None
+    version: int | None = None
+    rounds: int | None = None
+    version_at: float | None = None
+    last_round_at: float | None = None
+    certificate_days_left: int | None = None
+    problem: str | None = None
+
+
+class CheckLine(Body):
+    """One thing looked at; ``remedy`` where it is not good."""
+
+    name: str
+    state: Literal["ok", "warning", "fault"]
+    found: str
+    remedy: str | None = None
+
+
+class CheckReport(Body):
+    """All checks; good means no fault."""
+
+    site: str
+    lines: list[CheckLine]
+
+    @property
+    def good(self) -> bool:
+        """Whether the site can take part."""
+        return not any(line.state == "fault" for line in self.lines)
+
+
+class PreviewRequest(Body):
+    """How many sample rows."""
+
+    rows: int = 3
+
+
+class PreviewReport(Body):
+    """What would be trained on."""
+
+    site: str
+    files: dict[str, int]
+    training: int
+    choose: int
+    judge: int
+    left_out: int
+    samples: list[dict[str, str]]
+
+
+class QualityLine(Body):
+    """One model's figure on the judging part, with its 95 % interval."""
+
+    model: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    questions: int
+    against_base: str | None = None
+
+
+class EvaluateReport(Body):
+    """All models side by side."""
+
+    site: str
+    rows: int
+    run: str | None
+    version: int | None
+    lines: list[QualityLine]
+    warnings: list[str]

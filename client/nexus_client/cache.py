@@ -1,0 +1,85 @@
+"""The embedding cache: what the frozen encoder said of each text, so that it sees each text once.
+
+LMDB, one folder per base model, keys = kind + SHA-256 of the text, so an interrupted run loses nothing and two processes
+may read at once.  It reveals text as text does: mode 0700, never sent, deleted with the rows it came from.  Pooled
+vectors are float32, token states float16 (768 bytes a token, the price of salience).
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import lmdb
+import numpy as np
+from nexus_common.errors import NexusError
+from nexus_common.layout import WIDTH
+from numpy.typing import NDArray
+
+Kind = Literal[b"p", b"t"]
+POOLED: Final[Kind] = b"p"
+TOKENS: Final[Kind] = b"t"
+MAP_BYTES: Final = 1 << 40  # address space, not disk: the file grows with its content
+
+
+class Cache:
+    """Frozen-encoder outputs by text."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._env = lmdb.open(str(folder), map_size=MAP_BYTES, metasync=True, mode=0o600, max_spare_txns=2)
+        except lmdb.Error as problem:
+            raise NexusError(f"the embedding cache {folder} cannot be opened ({problem}); it can be deleted at any "
+                             "time and is then made again") from None  # fmt: skip
+
+    def missing(self, kind: Kind, texts: Iterable[str]) -> list[str]:
+        """Those texts that have no entry of this kind yet."""
+        with self._env.begin() as view:
+            return [text for text in texts if view.get(_key(kind, text)) is None]
+
+    def put(self, kind: Kind, entries: Sequence[tuple[str, NDArray[Any]]]) -> None:
+        """Store a batch, whole or not at all."""
+        dtype = np.float32 if kind == POOLED else np.float16
+        try:
+            with self._env.begin(write=True) as change:
+                for text, array in entries:
+                    change.put(_key(kind, text), np.ascontiguousarray(array, dtype).tobytes())
+        except lmdb.Error as problem:
+            raise NexusError(f"the embedding cache {self._env.path()} cannot be written: {problem}; "
+                             "is the disk full?") from None  # fmt: skip
+
+    def pooled(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[n, 384]; every text must be there."""
+        with self._env.begin(buffers=True) as view:
+            rows = [np.frombuffer(view.get(_key(POOLED, text)), np.float32) for text in texts]
+            return np.stack(rows) if rows else np.empty((0, WIDTH), np.float32)
+
+    def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """States [n, longest, 384], zero beyond a text's end, and mask [n, longest]; every text must be there."""
+        with self._env.begin(buffers=True) as view:
+            each = [np.frombuffer(view.get(_key(TOKENS, text)), np.float16).reshape(-1, WIDTH) for text in texts]
+            longest = max((len(states) for states in each), default=1)
+            states = np.zeros((len(each), longest, WIDTH), np.float32)
+            mask = np.zeros((len(each), longest), np.float32)
+            for i, found in enumerate(each):
+                states[i, : len(found)] = found
+                mask[i, : len(found)] = 1
+            return states, mask
+
+    def keep_only(self, texts: Collection[str]) -> int:
+        """Delete the entries of all other texts; how many were deleted."""
+        wanted = {_key(kind, text) for kind in (POOLED, TOKENS) for text in texts}
+        with self._env.begin(write=True) as change:
+            gone = [bytes(key) for key in change.cursor().iternext(values=False) if bytes(key) not in wanted]
+            for key in gone:
+                change.delete(key)
+        return len(gone)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._env.close()
+
+
+def _key(kind: Kind, text: str) -> bytes:
+    return kind + hashlib.sha256(text.encode()).digest()

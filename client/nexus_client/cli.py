@@ -1,0 +1,190 @@
+"""``nexus-client``: parse, call one function (through the running agent where there is one), print."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from nexus_common import rpc
+from nexus_common.cli import AnywhereOptions, HomeOption, JsonOption, Options, ago, moment, options, run_cli, show, table
+from nexus_common.errors import NexusError
+
+from nexus_client import agent_api as api
+from nexus_client.site import SiteHome
+
+app = typer.Typer(cls=AnywhereOptions, no_args_is_help=False, add_completion=False, rich_markup_mode=None,
+                  context_settings={"help_option_names": ["-h", "--help"]},
+                  help="A site's client. Without a command it runs as the site's agent until it is stopped.")  # fmt: skip
+AGENT_SECONDS = 3600.0
+SiteOption = Annotated[str | None, typer.Option("--site", help="the site's name, where this machine has several")]
+
+
+def _place(context: typer.Context) -> SiteHome:
+    given = options(context)
+    return SiteHome.find(given.home, given.site)
+
+
+@app.callback(invoke_without_command=True)
+def agent(context: typer.Context, site: SiteOption = None, home: HomeOption = None,
+          as_json: JsonOption = False) -> None:  # fmt: skip
+    """Run the site's agent (what systemd starts).  Example: nexus-client --site hospital-a"""
+    context.obj = Options(home, as_json, site)
+    if context.invoked_subcommand is not None:
+        return
+    place = _place(context)
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {place.site} %(levelname)s %(message)s")
+    for chatty in ("httpx", "sentence_transformers"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    from nexus_client.agent import Agent  # noqa: PLC0415  torch and Flower only where they are used
+
+    Agent(place).run()
+
+
+@app.command()
+def join(
+    context: typer.Context,
+    line: Annotated[str | None, typer.Argument(help="the pasted line; asked for where it is left out")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="a data file or folder for site.toml; repeatable")] = None,
+) -> None:
+    """Make keys here, paste one line, be enrolled.  Example: nexus-client join --data /srv/faq.csv"""
+    from nexus_client.enrol import join as enrol  # noqa: PLC0415
+
+    given = options(context)
+    if line is None:
+        line = typer.prompt("invitation", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
+    place = enrol(given.home, line, given.site, data or [])
+    call = f"nexus-client{f' --home {given.home}' if given.home else ''} --site {place.site}"
+    show(context, {"site": place.site, "settings": str(place.settings_file), "state": str(place.state)},
+         f"{place.site} is enrolled; its keys were made here and stay in {place.keys}\nnext:\n"
+         f"  {call} check      (after naming your text in {place.settings_file})\n"
+         f"  {call} preview\n"
+         f"  {call}            (the agent)")  # fmt: skip
+
+
+@app.command()
+def check(context: typer.Context) -> None:
+    """Check data, certificate, clock, port, disk, base model, with remedies.  Example: nexus-client check"""
+    from nexus_client import reports  # noqa: PLC0415
+
+    place = _place(context)
+    report = _ask(place, "check", rpc.Nothing(), api.CheckReport, lambda: reports.check_site(place))
+    signs = {"ok": "ok", "warning": "WARN", "fault": "FAULT"}
+    lines = [f"{signs[line.state]:5}  {line.name}: {line.found}" + (f"\n         -> {line.remedy}" if line.remedy else "")
+             for line in report.lines]  # fmt: skip
+    show(context, report.model_dump(), "\n".join(lines))
+    if not report.good:
+        raise NexusError(f"{sum(line.state == 'fault' for line in report.lines)} fault(s) to mend before this site can "
+                         "take part")  # fmt: skip
+
+
+@app.command()
+def preview(context: typer.Context, rows: Annotated[int, typer.Option(min=0, max=50)] = 3) -> None:
+    """Show what would be trained on: counts and sample rows.  Example: nexus-client preview"""
+    place = _place(context)
+    request = api.PreviewRequest(rows=rows)
+
+    def here() -> api.PreviewReport:
+        from nexus_client import reports  # noqa: PLC0415
+
+        return reports.preview(reports.workspace_of(place), rows)
+
+    report = _ask(place, "preview", request, api.PreviewReport, here)
+    files = "\n".join(f"  {count} rows from {name}" for name, count in report.files.items())
+    samples = "\n\n".join("\n".join(f"  {key}: {text}" for key, text in row.items()) for row in report.samples)
+    show(context, report.model_dump(), f"{report.site} would train on {report.training} rows:\n{files}\n"
+         f"kept apart: {report.choose} to choose by, {report.judge} only to judge by; {report.left_out} left out\n\n"
+         f"{samples}\n\nNothing of this leaves the machine; a run sends only the change of the adapter's numbers.")  # fmt: skip
+
+
+@app.command()
+def status(context: typer.Context) -> None:
+    """Show agent, version in use, last round, what waits for you.  Example: nexus-client status"""
+    place = _place(context)
+
+    def here() -> api.StatusReport:
+        from nexus_client import status as found  # noqa: PLC0415
+
+        return found.status(place)
+
+    report = _ask(place, "status", rpc.Nothing(), api.StatusReport, here)
+    show(context, report.model_dump(), _status_text(report))
+
+
+@app.command()
+def evaluate(context: typer.Context) -> None:
+    """Compare keyword search, base, alone and federated on the site's own hold-out.  Example: nexus-client evaluate"""
+    place = _place(context)
+
+    def here() -> api.EvaluateReport:
+        from nexus_client import reports  # noqa: PLC0415
+
+        return reports.evaluate(reports.workspace_of(place))
+
+    report = _ask(place, "evaluate", rpc.Nothing(), api.EvaluateReport, here)
+    rows = [[line.model, line.metric, f"{100 * line.mean:.1f}", f"{100 * line.low:.1f} to {100 * line.high:.1f}",
+             str(line.questions), line.against_base or ""] for line in report.lines]  # fmt: skip
+    version = f"version {report.version} of run {report.run}" if report.run else "no version yet: the run has not begun"
+    head = f"{report.site}, {report.rows} rows; federated: {version}"
+    text = table(["model", "metric (x 100)", "mean", "95 % interval", "questions", "against base"], rows, (2, 3, 4))
+    show(context, report.model_dump(), "\n".join([head, text, *(f"note: {warning}" for warning in report.warnings)]))
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    local: Annotated[bool, typer.Option("--local", help="this site alone, no federation, no network")] = False,
+    plan: Annotated[Path | None, typer.Option(help="run description whose recipe to use")] = None,
+) -> None:
+    """Train on this site alone, to try it out.  Example: nexus-client train --local"""
+    if not local:
+        raise NexusError("federated training is started by the server (`nexus-server train PLAN`) and done by the "
+                         "agent; `nexus-client train --local` trains on this site alone")  # fmt: skip
+    from nexus_client import reports  # noqa: PLC0415
+
+    place, quiet = _place(context), options(context).as_json
+
+    def on_round(number: int, rounds: int, score: float | None) -> None:
+        if not quiet:
+            judged = "no hold-out to choose by" if score is None else f"{100 * score:.1f} on the choosing part"
+            typer.echo(f"{number:4} of {rounds}: {judged}")
+
+    report = reports.train_local(reports.workspace_of(place), plan, on_round)
+    show(context, report, f"kept round {report['round']}; `nexus-client evaluate` shows it as 'alone'")
+
+
+def _status_text(report: api.StatusReport) -> str:
+    agent = "running" if report.running else "not running: start it with `nexus-client --site " + report.site + "`"
+    lines = [f"{report.site}: agent {agent}"]
+    if report.running:
+        lines.append(f"server {report.server}: {report.connection}, last contact {ago(report.last_contact)}")
+        work = f" {report.done} of {report.total}" if report.total else ""
+        lines.append(f"doing: {report.phase}{work}")
+    if report.run is None:
+        lines.append("no version received yet")
+    else:
+        lines.append(f"run {report.run}: version {report.version} of {report.rounds}, received {moment(report.version_at or 0)}")
+    if report.certificate_days_left is not None:
+        lines.append(f"certificate: {report.certificate_days_left} days left")
+    if report.problem:
+        lines.append(f"waits for you: {report.problem}")
+    return "\n".join(lines)
+
+
+def _ask(place: SiteHome, name: str, request: rpc.Body, answer: type[rpc.Ans], here: Callable[[], rpc.Ans]) -> rpc.Ans:
+    """Through the running agent, or in this process where none runs."""
+    if place.socket.exists():
+        with grpc.insecure_channel(rpc.local_address(place.socket)) as channel:
+            try:
+                return rpc.call(channel, api.SERVICE, name, request, answer, AGENT_SECONDS)
+            except ConnectionError as problem:
+                if not str(problem).startswith("unavailable"):
+                    raise NexusError(f"the agent failed at {name} ({problem}); its log says why") from None
+    return here()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    return run_cli(app, "nexus-client", argv)

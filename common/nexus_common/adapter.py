@@ -1,0 +1,163 @@
+"""The dendritic adapter in plain PyTorch (engine ``native``): the only module that imports torch at its top.
+
+    d_i = s(W_i x + b_i + sum_{j<i} c_ij * d_j)        y = W x + b + sum_i t_i * d_i
+
+Open-mode (gradient-descent) dendrites, the arithmetic of an ``nn.Linear`` wrapped by Perforated AI's
+``PAINeuronModule``.  Two places: ``salience`` (384 -> 1 over token states, before pooling, Sigmoid gate) and
+``projection`` (384 -> 384, after pooling).  ``SaliencePooling`` and ``DendriticProjection`` are also
+sentence-transformers modules: each maps a feature dictionary to itself.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nexus_common.layout import WIDTH, Activation, Layout, Vector
+
+M = TypeVar("M", bound=nn.Module)
+ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
+
+class DendriticLayer(nn.Module):
+    """A linear layer 384 -> out with D >= 0 dendrites; [..., 384] -> [..., out]."""
+
+    def __init__(self, out: int, dendrites: int, activation: Activation, *, bias: bool) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.weight = nn.Parameter(torch.zeros(out, WIDTH))
+        self.bias = nn.Parameter(torch.zeros(out)) if bias else None
+        self.dendrites = nn.ModuleList(nn.Linear(WIDTH, out, bias=bias) for _ in range(dendrites))
+        self.tops = nn.ParameterList(torch.zeros(out) for _ in range(dendrites))
+        self.links = nn.ParameterList(torch.zeros(i, out) for i in range(1, dendrites))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute y = W x + b + sum_i t_i * d_i."""
+        y = nn.functional.linear(x, self.weight, self.bias)
+        activity: list[Tensor] = []
+        for i, dendrite in enumerate(self.dendrites):
+            drive = dendrite(x)
+            for j, earlier in enumerate(activity):
+                drive = drive + self.links[i - 1][j] * earlier
+            activity.append(self.activation(drive))
+            y = y + self.tops[i] * activity[i]
+        return y
+
+
+class SaliencePooling(nn.Module):
+    """Pool token states by g_t = sigmoid(v . h_t + dendrites) instead of by their mean; at birth it is the mean."""
+
+    def __init__(self, dendrites: int = 0, activation: Activation = "tanh") -> None:
+        super().__init__()
+        self.config = {"dendrites": dendrites, "activation": activation}
+        self.head = DendriticLayer(1, dendrites, activation, bias=False)
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """x = sum_t g_t h_t / |...|: states [batch, tokens, 384], mask [batch, tokens] -> [batch, 384]."""
+        gate = torch.sigmoid(self.head(states)).squeeze(-1) * mask.to(states.dtype)  # [batch, tokens]
+        return nn.functional.normalize(torch.einsum("bt,btw->bw", gate, states), dim=-1)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As a sentence-transformers module: token_embeddings, attention_mask -> sentence_embedding."""
+        features["sentence_embedding"] = self.pool(features["token_embeddings"], features["attention_mask"])
+        return features
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write configuration and weights in the manner of sentence-transformers."""
+        _save(self, self.config, Path(output_path))
+
+    @classmethod
+    def load(cls, input_path: str, subfolder: str = "", **_: Any) -> Self:
+        """Read what ``save`` wrote."""
+        return _load(cls, Path(input_path) / subfolder)
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Width of the pooled vector."""
+        return WIDTH
+
+
+class DendriticProjection(nn.Module):
+    """The projection after pooling: out = y / |y|."""
+
+    def __init__(self, dendrites: int = 0, activation: Activation = "tanh") -> None:
+        super().__init__()
+        self.config = {"dendrites": dendrites, "activation": activation}
+        self.layer = DendriticLayer(WIDTH, dendrites, activation, bias=True)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.eye(WIDTH))
+
+    def project(self, x: Tensor) -> Tensor:
+        """[batch, 384] -> [batch, 384] of length 1."""
+        return nn.functional.normalize(self.layer(x), dim=-1)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As a sentence-transformers module: sentence_embedding -> sentence_embedding."""
+        features["sentence_embedding"] = self.project(features["sentence_embedding"])
+        return features
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write configuration and weights in the manner of sentence-transformers."""
+        _save(self, self.config, Path(output_path))
+
+    @classmethod
+    def load(cls, input_path: str, subfolder: str = "", **_: Any) -> Self:
+        """Read what ``save`` wrote."""
+        return _load(cls, Path(input_path) / subfolder)
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Width of the projected vector."""
+        return WIDTH
+
+
+class DendriticAdapter(nn.Module):
+    """Salience (where the layout has it) and projection, loaded from and read out as one flat vector."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.salience = None if layout.salience is None else SaliencePooling(layout.salience, layout.activation)
+        self.projection = DendriticProjection(layout.projection, layout.activation)
+
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embed a batch: token states [batch, tokens, 384] with their mask, or pooled vectors [batch, 384]."""
+        if self.salience is None:
+            return self.projection.project(states)
+        if mask is None:
+            raise ValueError("a layout with salience pools token states and needs their mask")
+        return self.projection.project(self.salience.pool(states, mask))
+
+    def named_entries(self) -> dict[str, nn.Parameter]:
+        """The live parameters under the names of the layout."""
+        named = {f"projection.{name}": p for name, p in self.projection.layer.named_parameters()}
+        if self.salience is not None:
+            named |= {f"salience.{name}": p for name, p in self.salience.head.named_parameters()}
+        return named
+
+    @torch.no_grad()
+    def load_vector(self, vector: Vector) -> Self:
+        """Set all parameters from a flat vector; refuses one of another length."""
+        named = self.named_entries()
+        for name, value in self.layout.split(vector).items():
+            named[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+        return self
+
+    @torch.no_grad()
+    def vector(self) -> Vector:
+        """All parameters as one flat float32 vector in the layout's order."""
+        return self.layout.join({name: p.detach().cpu().numpy() for name, p in self.named_entries().items()})
+
+
+def _save(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(module.state_dict(), folder / "model.safetensors")
+
+
+def _load(cls: type[M], folder: Path) -> M:
+    module = cls(**json.loads((folder / "config.json").read_text()))
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+    return module

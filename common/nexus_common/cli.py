@@ -1,0 +1,110 @@
+"""What both command lines share: options that may stand anywhere, ``--json``, tables, exit codes 0, 1, 2."""
+
+import datetime as dt
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import click
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from nexus_common.errors import NexusError
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="folder for everything, without root")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for scripts")]
+_VALUED: Final = ("--home", "--site")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that stand anywhere; a program's callback puts them into ``context.obj``."""
+
+    home: Path | None
+    as_json: bool
+    site: str | None = None
+
+
+class AnywhereOptions(typer.core.TyperGroup):
+    """A group whose own options may also stand behind the command's name, and whose commands keep their order."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Move ``--home X``, ``--site X`` and ``--json`` to the front."""
+        front: list[str] = []
+        rest: list[str] = []
+        left = iter(args)
+        for arg in left:
+            if arg == "--":
+                rest += [arg, *left]
+            elif arg == "--json" or arg.startswith(tuple(f"{name}=" for name in _VALUED)):
+                front.append(arg)
+            elif arg in _VALUED:
+                front += [arg, *(value for value in (next(left, None),) if value is not None)]
+            else:
+                rest.append(arg)
+        return super().parse_args(ctx, front + rest)
+
+
+def run_cli(app: typer.Typer, name: str, argv: list[str] | None) -> int:
+    """Exit code: 0 good, 1 failed (with the cause on stderr), 2 usage."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=argv, prog_name=name, standalone_mode=False)
+    except click.ClickException as problem:
+        problem.show()
+        return 2
+    except NexusError as problem:
+        sys.stderr.write(f"{name}: {problem}\n")
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def show(context: typer.Context, data: Any, text: str) -> None:
+    """Print ``data`` as JSON where asked for, else ``text``."""
+    typer.echo(json.dumps(data, indent=2) if options(context).as_json else text)
+
+
+def options(context: typer.Context) -> Options:
+    """What the program's callback found."""
+    found = context.find_object(Options)
+    if found is None:
+        raise RuntimeError("the callback did not set the options")
+    return found
+
+
+def table(head: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> str:
+    """A plain table as text."""
+    made = Table(*[], box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, name in enumerate(head):
+        made.add_column(name, justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    console = Console(width=120, color_system=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(made)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def moment(unix_seconds: float) -> str:
+    """Local time to the minute, with the date."""
+    return dt.datetime.fromtimestamp(unix_seconds).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def ago(unix_seconds: float | None) -> str:
+    """How long ago, in the largest fitting unit."""
+    if unix_seconds is None:
+        return "never"
+    seconds = max(0, int(dt.datetime.now().timestamp() - unix_seconds))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"

@@ -1,0 +1,35 @@
+"""Writing files so that after a crash each is there whole or not at all."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+from nexus_common.errors import NexusError
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write, sync, rename, sync the folder: after a crash the file is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def single_process(path: Path, program: str) -> IO[str]:
+    """Hold the lock file for this process's life; NexusError where another process holds it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise NexusError(f"another {program} already runs on {path.parent}; stop it first") from None
+    return file

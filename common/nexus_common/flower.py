@@ -1,0 +1,109 @@
+"""The shared half of the only places that touch Flower: its switches, its private names, and our parcels as its messages.
+
+Checked against flwr 1.41.0, pinned exactly; ``tests/federation/test_flower_contract.py`` names every assumption.  It
+must be imported before anything from flwr, because the off switches are read at import.
+"""
+
+import logging
+import os
+import sys
+from typing import Any, Final
+
+if "flwr" in sys.modules:
+    raise ImportError("import nexus_common.flower before anything from flwr: it sets the off switches")
+os.environ.update(
+    FLWR_TELEMETRY_ENABLED="0",
+    FLWR_DISABLE_UPDATE_CHECK="1",
+    FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+    FLWR_TRACING_ENABLED="0",
+)
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode, SubStatus
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_id,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
+from flwr.supercore.task_identity import TaskIdentity
+
+from nexus_common.errors import Refusal
+from nexus_common.wire import Parcel
+
+__all__ = [
+    "NOOP_FLWR_AID", "SUPERLINK_NODE_ID", "ActivateNodeRequest", "ConfirmMessageReceivedRequest", "Context",
+    "DeactivateNodeRequest", "Error", "ErrorCode", "Message", "Node", "ObjectPullError", "ObjectPushError",
+    "PullMessagesRequest", "PullObjectRequest", "PushMessagesRequest", "PushObjectRequest", "RecordDict",
+    "SendNodeHeartbeatRequest", "SubStatus", "TaskIdentity", "get_all_nested_objects", "get_object_id",
+    "get_object_tree", "inflate_object_from_contents", "instruction", "iterate_object_tree", "make_message",
+    "make_pull_object_fn_protobuf", "make_push_object_fn_protobuf", "message_from_proto", "message_to_proto",
+    "no_object_id_recompute", "parcel_of", "pull_objects", "push_objects", "remove_content_from_message", "reply",
+]  # fmt: skip
+
+logging.getLogger("flwr").setLevel(logging.WARNING)  # its INFO lines carry one entry per message
+
+MAX_BODY_BYTES: Final = 6 << 20  # one 5 MiB Flower chunk and its envelope
+MAX_PARTS: Final = 16  # objects in one message: five of structure, the rest chunks of 5 MiB
+LEASE_SECONDS: Final = 10  # heartbeat interval announced to Flower, its smallest
+HEARTBEAT_SECONDS: Final = 3.0
+HOLD_SECONDS: Final = 15.0  # how long the server holds an idle site's question for work
+_MESSAGE_TYPES: Final = {"train": "train.round", "prepare": "query.prepare", "deliver": "query.deliver"}
+
+
+def content_of(parcel: Parcel) -> RecordDict:
+    """A parcel as Flower's records: one ConfigRecord, and the vector as raw bytes that no loader ever parses."""
+    records: dict[str, Any] = {"nexus": ConfigRecord({"kind": parcel.kind, **parcel.fields})}
+    if parcel.vector is not None:
+        raw = Array(dtype="uint8", shape=(len(parcel.vector),), stype="nexus.raw", data=parcel.vector)
+        records["vector"] = ArrayRecord({"vector": raw})
+    return RecordDict(records)
+
+
+def parcel_of(message: Message) -> Parcel:
+    """The inverse; Refusal ``malformed`` for anything else that a peer may have put into a message."""
+    try:
+        records = dict(message.content)
+        fields = dict(records.pop("nexus"))
+        arrays = dict(records.pop("vector", {}))
+        vector = arrays.pop("vector").data if arrays else None
+        kind = fields.pop("kind")
+        plain = isinstance(kind, str) and not records and not arrays
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        raise Refusal("malformed", f"not a NEXUS message ({type(problem).__name__})") from None
+    if not plain or not all(type(value) in (int, str, bytes) for value in fields.values()):
+        raise Refusal("malformed", "not a NEXUS message")
+    return Parcel(kind, fields, vector)
+
+
+def instruction(parcel: Parcel, node: int, ttl_seconds: float) -> Message:
+    """A message from the server to one node."""
+    return Message(content_of(parcel), dst_node_id=node, message_type=_MESSAGE_TYPES[parcel.kind], ttl=ttl_seconds)
+
+
+def reply(parcel: Parcel, to: Message) -> Message:
+    """A site's answer."""
+    return Message(content_of(parcel), reply_to=to)

@@ -1,0 +1,116 @@
+"""Small typed gRPC services: enrolment over TLS, administration over a Unix socket.
+
+Requests and answers are pydantic models as JSON, so a method is one function from model to model and nothing needs a
+code generator.  A NexusError of a method travels as its text (both ends of the socket are the same machine; enrolment
+answers in structured fields instead).
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import grpc
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nexus_common.errors import NexusError
+
+MAX_MESSAGE_BYTES: Final = 4 << 20
+MAX_SOCKET_PATH: Final = 100  # the kernel's limit is 108
+_LIMITS: Final = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+
+
+class Body(BaseModel):
+    """Base of requests and answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Nothing(Body):
+    """No content."""
+
+
+Req = TypeVar("Req", bound=BaseModel)
+Ans = TypeVar("Ans", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Method(Generic[Req, Ans]):
+    """One call of a service."""
+
+    request: type[Req]
+    answer: type[Ans]
+    run: Callable[[Req], Ans]
+
+
+def start(methods: Mapping[str, Method[Any, Any]], service: str, address: str,
+          credentials: grpc.ServerCredentials | None = None) -> grpc.Server:  # fmt: skip
+    """Serve at ``unix:PATH`` or ``HOST:PORT``; NexusError where the address cannot be taken."""
+    server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix=service), options=_LIMITS, maximum_concurrent_rpcs=32)
+    server.add_generic_rpc_handlers((_handlers(service, methods),))
+    try:
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise NexusError(f"cannot listen at {address}: it is taken or not this machine's; "
+                         "is the same program already running?")  # fmt: skip
+    server.start()
+    return server
+
+
+def start_local(methods: Mapping[str, Method[Any, Any]], service: str, socket: Path) -> grpc.Server:
+    """Serve on a Unix socket, mode 0660: whoever may enter its folder may call."""
+    server = start(methods, service, local_address(socket))
+    socket.chmod(0o660)
+    return server
+
+
+def local_address(socket: Path) -> str:
+    """gRPC's name of a Unix socket; NexusError where the path is longer than the kernel takes."""
+    path = str(socket.absolute())
+    if len(path.encode()) > MAX_SOCKET_PATH:
+        raise NexusError(f"the socket path {path} has {len(path.encode())} bytes, at most {MAX_SOCKET_PATH}: "
+                         "choose a shorter --home")  # fmt: skip
+    return f"unix:{path}"
+
+
+def call(channel: grpc.Channel, service: str, name: str, request: BaseModel, answer: type[Ans],
+         timeout_seconds: float = 30.0) -> Ans:  # fmt: skip
+    """Call and validate; NexusError with the method's own text, ``ConnectionError`` where nobody answers."""
+    method = channel.unary_unary(f"/{service}/{name}", request_serializer=_to_bytes,
+                                 response_deserializer=answer.model_validate_json)  # fmt: skip
+    try:
+        return method(request, timeout=timeout_seconds)  # type: ignore[no-any-return]
+    except grpc.RpcError as problem:
+        if problem.code() == grpc.StatusCode.FAILED_PRECONDITION:
+            raise NexusError(problem.details()) from None
+        raise ConnectionError(f"{problem.code().name.lower()}: {problem.details()}") from None
+
+
+def _to_bytes(body: BaseModel) -> bytes:
+    return body.model_dump_json().encode()
+
+
+def _handlers(service: str, methods: Mapping[str, Method[Any, Any]]) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(service, {
+        name: grpc.unary_unary_rpc_method_handler(_guarded(method), response_serializer=_to_bytes)
+        for name, method in methods.items()})  # fmt: skip
+
+
+def _guarded(method: Method[Any, Any]) -> Callable[[bytes, grpc.ServicerContext], BaseModel]:
+    """Validation and NexusError become statuses with text; any other fault stays a bare UNKNOWN."""
+
+    def run(data: bytes, context: grpc.ServicerContext) -> BaseModel:
+        try:
+            request = method.request.model_validate_json(data)
+        except ValidationError:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed")
+        try:
+            return method.run(request)  # type: ignore[no-any-return]
+        except NexusError as problem:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(problem))
+        raise AssertionError("abort raises")
+
+    return run

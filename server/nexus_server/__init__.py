@@ -1,0 +1,1 @@
+"""The consortium's server: sees updates and signatures, never text, and needs no torch and no model."""

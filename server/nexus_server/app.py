@@ -1,0 +1,118 @@
+"""The running server: registry, Flower grid, the public door, enrolment, administration, and the thread of the rounds."""
+
+import collections
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from nexus_common import rpc
+from nexus_common.address import split_address
+from nexus_common.disk import single_process
+from nexus_common.errors import NexusError
+
+from nexus_server.admin import Administration
+from nexus_server.admin_api import SERVICE
+from nexus_server.ca import CertificateAuthority, CertificateFiles, Enrolment
+from nexus_server.door import KnownSite, make_app, open_door, tls_context
+from nexus_server.exchange import GridExchange
+from nexus_server.grid import LocalGrid
+from nexus_server.registry import Registry
+from nexus_server.rounds import Conductor
+from nexus_server.settings import admin_socket, read_settings
+
+log = logging.getLogger(__name__)
+SEEN_EVERY_SECONDS: Final = 2.0
+STOP_WITHIN_SECONDS: Final = 5.0
+
+
+class Server:
+    """Everything that runs in one ``nexus-server`` process."""
+
+    def __init__(self, home: Path) -> None:
+        self.settings = read_settings(home)
+        self._lock = single_process(home / "server.lock", "nexus-server")
+        self.registry = Registry(home / "state")
+        files = CertificateFiles(home / "keys")
+        authority = CertificateAuthority(files)
+        authority.ensure_server_certificate(certificate_hosts(self.settings.address, self.settings.enrol_address))
+        self.enrolment = Enrolment(authority, self.registry, self.settings)
+        self.grid = LocalGrid()
+        self._known: dict[bytes, KnownSite] = {}
+        self._seen: dict[str, float] = {}
+        self._bytes_up: collections.Counter[str] = collections.Counter()
+        self._stopping = threading.Event()
+        self.refresh_sites()
+        exchange = GridExchange(self.grid, lambda: self.grid.node_of, self._bytes_up.total)
+        self.conductor = Conductor(self.registry, exchange, self._identities)
+        self.grid.state.on_restart = lambda node: self.conductor.site_left(self.grid.site_of[node])
+        self.administration = Administration(self.registry, self.enrolment, self.conductor, exchange)
+        host, port = split_address(self.settings.listen)
+        app = make_app(self.grid, self._lookup, self._on_seen, self._bytes_up)
+        self._door = open_door(app, host, port, tls_context(files.server, files.server_key, files.ca))
+        socket = admin_socket(home)
+        socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
+        self._admin = rpc.start_local(self.administration.methods(), SERVICE, socket)
+        self._rounds = threading.Thread(target=self._run_rounds, name="rounds", daemon=True)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, lambda *_: self._stopping.set())
+        self._rounds.start()
+        log.info("nexus-server %s is ready at %s", self.settings.name, self.settings.listen)
+        while not self._stopping.wait(1.0):
+            self._tick()
+        self.close()
+
+    def _tick(self) -> None:
+        try:
+            self.enrolment.watch()
+            self.refresh_sites()
+            seen, self._seen = self._seen, {}
+            self.registry.note_seen(seen)
+        except NexusError as problem:
+            log.error("%s", problem)
+
+    def _run_rounds(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.conductor.turn()
+            except Exception:
+                log.exception("the round logic met a fault; it tries again in 5 s")
+                self._stopping.wait(5.0)
+
+    def refresh_sites(self) -> None:
+        """Let newly enrolled sites in."""
+        for row in self.registry.sites():
+            if row.name not in self.grid.node_of:
+                self.grid.add_site(row.name, row.public_pem)
+            self._known[row.key_hash] = KnownSite(row.name, row.public_pem)
+
+    def _lookup(self, key_hash: bytes) -> KnownSite | None:
+        if key_hash not in self._known:
+            self.refresh_sites()
+        return self._known.get(key_hash)
+
+    def _identities(self) -> dict[str, bytes]:
+        return {row.name: row.identity for row in self.registry.sites()}
+
+    def _on_seen(self, site: str) -> None:
+        self._seen[site] = time.time()
+
+    def close(self) -> None:
+        """Stop taking requests; a round in progress is repeated at the next start."""
+        log.info("stopping")
+        self._stopping.set()
+        self._door.should_exit = True
+        self._admin.stop(grace=1).wait(STOP_WITHIN_SECONDS)
+        self.enrolment.close()
+        self.grid.close()
+        self.registry.close()
+
+
+def certificate_hosts(*addresses: str) -> list[str]:
+    """The host names of the given addresses, each once, in their order."""
+    return list(dict.fromkeys(split_address(address)[0] for address in addresses))

@@ -1,0 +1,193 @@
+"""The consortium's certificate authority and the enrolment of sites.
+
+``init`` makes the CA.  An invitation is one line with a one-time secret; one-time means one *key*: the same request gets
+the same certificate again (the answer may have been lost), another key is refused.  The enrolment listener exists only
+while invitations are open.
+"""
+
+import datetime as dt
+import hashlib
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nexus_common import certs, rpc
+from nexus_common.disk import write_durably
+from nexus_common.enrolment import (
+    SERVICE,
+    Authority,
+    EnrolAnswer,
+    EnrolRequest,
+    Invite,
+    request_bytes,
+)
+from nexus_common.errors import NexusError, Refusal
+
+from nexus_server.registry import Registry, SiteRow
+from nexus_server.settings import ServerSettingsFile
+
+log = logging.getLogger(__name__)
+INVITE_DAYS: Final = 7
+RENEW_SERVER_DAYS: Final = 120
+
+
+@dataclass(frozen=True)
+class CertificateFiles:
+    """Where the CA's and the server's keys and certificates lie."""
+
+    folder: Path
+
+    @property
+    def ca(self) -> Path:
+        """The CA certificate, public."""
+        return self.folder / "ca.crt"
+
+    @property
+    def ca_key(self) -> Path:
+        """The CA's private key."""
+        return self.folder / "ca.key"
+
+    @property
+    def server(self) -> Path:
+        """The server's certificate."""
+        return self.folder / "server.crt"
+
+    @property
+    def server_key(self) -> Path:
+        """The server's private key."""
+        return self.folder / "server.key"
+
+
+class CertificateAuthority:
+    """Issues certificates; needs the CA's private key on this machine."""
+
+    def __init__(self, files: CertificateFiles) -> None:
+        self.files = files
+        self._key = certs.load_transport_key(files.ca_key)
+        self.certificate = x509.load_pem_x509_certificate(files.ca.read_bytes())
+
+    @classmethod
+    def create(cls, files: CertificateFiles, name: str) -> "CertificateAuthority":
+        """Make the CA and the server's key; the folder must not hold one yet."""
+        files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = certs.new_transport_key()
+        certs.save_key(files.ca_key, key)
+        write_durably(files.ca, certs.pem(certs.make_authority(key, name, dt.datetime.now(dt.UTC))))
+        certs.save_key(files.server_key, certs.new_transport_key())
+        return cls(files)
+
+    def ensure_server_certificate(self, hosts: list[str]) -> None:
+        """Issue the server's certificate where it is missing, runs out, or names other hosts."""
+        now = dt.datetime.now(dt.UTC)
+        try:
+            found = x509.load_pem_x509_certificate(self.files.server.read_bytes())
+            names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            named = {str(n) for n in names.get_values_for_type(x509.IPAddress)} | set(
+                names.get_values_for_type(x509.DNSName)
+            )
+            if named == set(hosts) and found.not_valid_after_utc > now + dt.timedelta(days=RENEW_SERVER_DAYS):
+                return
+        except FileNotFoundError:
+            pass
+        key = certs.load_transport_key(self.files.server_key).public_key()
+        write_durably(self.files.server, certs.pem(certs.issue_server(self._key, self.certificate, key, hosts, now)))
+
+    def issue(self, site: str, key: ec.EllipticCurvePublicKey, identity: bytes) -> x509.Certificate:
+        """A site's certificate."""
+        return certs.issue_site(self._key, self.certificate, key, site, identity, dt.datetime.now(dt.UTC))
+
+
+class Enrolment:
+    """Invitations, the requests that use them, and the listener that takes those requests."""
+
+    def __init__(self, authority: CertificateAuthority, registry: Registry, settings: ServerSettingsFile) -> None:
+        self.authority, self.registry, self.settings = authority, registry, settings
+        self._listener: grpc.Server | None = None
+
+    def invite(self, site: str) -> Invite:
+        """A fresh invitation for a site that is not enrolled; an older one for it ends."""
+        if site in {row.name for row in self.registry.sites()}:
+            raise NexusError(f"{site} is already enrolled; `nexus-server sites` lists the sites")
+        secret = secrets.token_bytes(16)
+        self.registry.invite(site, hashlib.sha256(secret).digest(), time.time() + INVITE_DAYS * 86_400)
+        self.watch()
+        return Invite(self.settings.enrol_address, site, certs.key_hash(self.authority.certificate), secret)
+
+    def watch(self) -> None:
+        """Open or close the listener as invitations open and close; called every second."""
+        wanted = bool(self.registry.open_invitations())
+        if wanted and self._listener is None:
+            files = self.authority.files
+            credentials = grpc.ssl_server_credentials([(files.server_key.read_bytes(), files.server.read_bytes())])
+            methods = {"authority": rpc.Method(rpc.Nothing, Authority, self._authority),
+                       "enrol": rpc.Method(EnrolRequest, EnrolAnswer, self.enrol)}  # fmt: skip
+            self._listener = rpc.start(methods, SERVICE, self.settings.enrol_listen, credentials)
+            log.info("enrolment listener open at %s", self.settings.enrol_listen)
+        elif not wanted and self._listener is not None:
+            self.close()
+
+    def close(self) -> None:
+        """Close the listener."""
+        if self._listener is not None:
+            self._listener.stop(grace=1).wait()
+            self._listener = None
+            log.info("enrolment listener closed: no invitation is open")
+
+    def _authority(self, _: rpc.Nothing) -> Authority:
+        return Authority(certificate=certs.pem(self.authority.certificate).decode())
+
+    def enrol(self, request: EnrolRequest) -> EnrolAnswer:
+        """Check a request against its invitation; the certificate, or the refusal's code with its facts."""
+        contact = self.settings.contact
+        secret_hash = hashlib.sha256(request.secret).digest()
+        invitation = self.registry.invitation(secret_hash)
+        if invitation is None or invitation.site != request.site:
+            return EnrolAnswer(refused="invite-unknown", contact=contact)
+        try:
+            key = _checked_key(request)
+        except Refusal as refusal:
+            log.warning("enrolment of %s refused: %s", request.site, refusal)
+            return EnrolAnswer(refused=refusal.code, contact=contact)
+        request_hash = hashlib.sha256(certs.spki(key) + request.identity).digest()
+        if invitation.request_hash is not None:
+            return self._again(invitation.site, invitation.request_hash, request_hash)
+        if time.time() > invitation.expires:
+            return EnrolAnswer(refused="invite-expired", expired=invitation.expires, contact=contact)
+        certificate = self.authority.issue(request.site, key, request.identity)
+        self.registry.enrol(
+            SiteRow(request.site, certs.key_hash(key), certs.public_pem(key), request.identity, certs.pem(certificate),
+                    certificate.not_valid_after_utc.timestamp(), time.time(), None, None),
+            secret_hash, request_hash)  # fmt: skip
+        log.info("%s is enrolled", request.site)
+        return EnrolAnswer(certificate=certs.pem(certificate).decode(), server=self.settings.address)
+
+    def _again(self, site: str, used_by: bytes, request_hash: bytes) -> EnrolAnswer:
+        if used_by != request_hash:
+            log.warning("the invitation of %s was presented again with another key", site)
+            return EnrolAnswer(refused="invite-used", contact=self.settings.contact)
+        row = next(row for row in self.registry.sites() if row.name == site)
+        return EnrolAnswer(certificate=row.certificate.decode(), server=self.settings.address)
+
+
+def _checked_key(request: EnrolRequest) -> ec.EllipticCurvePublicKey:
+    """The P-384 key of a request that both of its keys signed; Refusal ``request-signature`` otherwise."""
+    try:
+        csr = x509.load_der_x509_csr(request.csr)
+        key = csr.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+            raise ValueError("not a P-384 key")
+        if not csr.is_signature_valid:
+            raise ValueError("the request is not signed by its own key")
+        signed = request_bytes(request.site, request.secret, request.csr)
+        Ed25519PublicKey.from_public_bytes(request.identity).verify(request.signature, signed)
+    except (ValueError, InvalidSignature) as problem:
+        raise Refusal("request-signature", str(problem)) from None
+    return key

@@ -1,0 +1,169 @@
+"""``nexus-server``: parse, call one function, print."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from nexus_common import rpc
+from nexus_common.address import refuse_beyond_loopback
+from nexus_common.cli import AnywhereOptions, HomeOption, JsonOption, Options, ago, moment, options, run_cli, show, table
+from nexus_common.errors import NexusError
+
+from nexus_server import admin_api as admin
+from nexus_server.settings import TEMPLATE, admin_socket, read_settings
+
+app = typer.Typer(cls=AnywhereOptions, no_args_is_help=False, add_completion=False, rich_markup_mode=None,
+                  context_settings={"help_option_names": ["-h", "--help"]},
+                  help="The consortium's server. Without a command it runs until it is stopped.")  # fmt: skip
+DEFAULT_HOME = Path("/var/lib/nexus/server")
+
+
+def _home(context: typer.Context) -> Path:
+    return options(context).home or DEFAULT_HOME
+
+
+@app.callback(invoke_without_command=True)
+def serve(context: typer.Context, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Run the server (what systemd starts).  Example: nexus-server --home ./server"""
+    context.obj = Options(home, as_json)
+    if context.invoked_subcommand is not None:
+        return
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from nexus_server.app import Server  # noqa: PLC0415  Flower is loaded by the process that serves, not by commands
+
+    Server(_home(context)).run()
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    address: Annotated[str, typer.Option(help="HOST:PORT that sites dial")] = "127.0.0.1:8443",
+    enrol_address: Annotated[str, typer.Option(help="HOST:PORT for joining only")] = "127.0.0.1:8444",
+    name: Annotated[str, typer.Option(help="name of the consortium")] = "consortium",
+    contact: Annotated[str, typer.Option(help="whom a site asks for help")] = "the coordinator",
+) -> None:
+    """Make state folder, settings, server key and transport CA.  Example: nexus-server init --home ./server"""
+    from nexus_server.ca import CertificateAuthority, CertificateFiles  # noqa: PLC0415
+
+    home = _home(context)
+    if (home / "server.toml").exists() or (home / "keys" / "ca.key").exists():
+        raise NexusError(f"{home} is already initialised; its keys are what the sites trust, so nothing was changed")
+    for given in (address, enrol_address):
+        try:
+            refuse_beyond_loopback(given)
+        except ValueError as problem:
+            raise NexusError(str(problem)) from None
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    text = TEMPLATE.format(name=name.replace('"', "'"), contact=contact.replace('"', "'"), address=address,
+                           enrol_address=enrol_address)  # fmt: skip
+    (home / "server.toml").write_text(text, encoding="utf-8")
+    read_settings(home)
+    authority = CertificateAuthority.create(CertificateFiles(home / "keys"), name)
+    fingerprint = authority.certificate.fingerprint(authority.certificate.signature_hash_algorithm).hex()[:16]  # type: ignore[arg-type]
+    show(context, {"home": str(home), "address": address, "enrol_address": enrol_address},
+         f"made {home}: server.toml, keys/ (the CA's key {fingerprint}… is what sites will pin: back it up)\n"
+         f"next: nexus-server --home {home}\n      nexus-server --home {home} invite hospital-a")  # fmt: skip
+
+
+@app.command()
+def invite(context: typer.Context, site: str) -> None:
+    """Print one line to paste at the site.  Example: nexus-server invite hospital-a"""
+    answer = _call(context, "invite", admin.SiteName(site=site), admin.InviteLine)
+    show(context, answer.model_dump(),
+         f"{answer.line}\n\nPaste it at {site}: nexus-client join   (valid until {moment(answer.expires)}, for one key)\n"
+         f"Firewall at {site}: outgoing TCP to {answer.enrol_address} (joining only) and {answer.address}; TLS 1.3 "
+         "passed through, not inspected; nothing incoming.")  # fmt: skip
+
+
+@app.command()
+def sites(context: typer.Context) -> None:
+    """List sites: enrolled, last seen, certificate days left, preparing or ready.  Example: nexus-server sites"""
+    answer = _call(context, "sites", rpc.Nothing(), admin.SiteList)
+    rows = [[line.site, "connected" if line.connected else "away", ago(line.last_seen),
+             str(line.certificate_days_left), line.readiness or ""] for line in answer.sites]  # fmt: skip
+    rows += [[site, "invited", "never", "", ""] for site in answer.invited]
+    show(context, answer.model_dump(), table(["site", "state", "last seen", "certificate days", "run"], rows)
+         if rows else "no site yet: nexus-server invite hospital-a")  # fmt: skip
+
+
+@app.command()
+def train(context: typer.Context, plan: Path,
+          detach: Annotated[bool, typer.Option("--detach", help="start and return")] = False) -> None:  # fmt: skip
+    """Start or resume a run and show its progress; Ctrl-C leaves it running.  Example: nexus-server train plan.toml"""
+    try:
+        text = plan.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise NexusError(f"{plan} cannot be read: {problem}") from None
+    status = _call(context, "train", admin.PlanText(text=text, where=str(plan)), admin.Status)
+    shown, quiet = "", options(context).as_json
+    try:
+        while not detach and status.state in ("running", "stopping"):
+            if (line := sentence(status)) != shown:
+                shown = line
+                if not quiet:
+                    typer.echo(line)
+            time.sleep(0.25)
+            status = _call(context, "status", rpc.Nothing(), admin.Status)
+    except KeyboardInterrupt:
+        typer.echo(f"\nthe run goes on without this window; `nexus-server stop {status.run}` ends it")
+        return
+    show(context, status.model_dump(), sentence(status))
+
+
+@app.command()
+def stop(context: typer.Context, run: str) -> None:
+    """End a run after the round in progress.  Example: nexus-server stop demo"""
+    status = _call(context, "stop", admin.RunName(run=run), admin.Status)
+    show(context, status.model_dump(), f"run {run} stops after the round in progress; `nexus-server train` resumes it")
+
+
+@app.command()
+def status(context: typer.Context) -> None:
+    """Show run, round, phase, who is missing, what it waits for.  Example: nexus-server status"""
+    answer = _call(context, "status", rpc.Nothing(), admin.Status)
+    show(context, answer.model_dump(), sentence(answer) + f"\nconnected: {', '.join(answer.connected) or 'no site'}")
+
+
+@app.command()
+def models(context: typer.Context) -> None:
+    """List versions and their cohorts.  Example: nexus-server models"""
+    answer = _call(context, "models", rpc.Nothing(), admin.VersionList)
+    rows = [[v.run, str(v.number), v.hash[:12], moment(v.created), ", ".join(v.cohort) or "(first vector)",
+             f"{v.seconds:.2f}" if v.seconds is not None else ""] for v in answer.versions]  # fmt: skip
+    show(context, answer.model_dump(), table(["run", "version", "hash", "made", "cohort", "seconds"], rows)
+         if rows else "no version yet: nexus-server train plan.toml")  # fmt: skip
+
+
+def sentence(status: admin.Status) -> str:
+    """The run's state in one line."""
+    if status.run is None:
+        return "no run yet: nexus-server train plan.toml"
+    head = f"run {status.run}: {status.state}, {status.round} of {status.rounds} rounds done"
+    missing = ", ".join(status.missing)
+    if status.state not in ("running", "stopping"):
+        return head
+    if status.phase == "waiting":
+        return (f"{head}; waiting for {missing} since {moment(status.phase_since)} "
+                f"(at least {status.min_cohort} sites are needed); nothing is lost")  # fmt: skip
+    if status.phase == "gathering":
+        return f"{head}; enough sites are ready, giving {missing} a moment to come"
+    return head + (f"; last round with {', '.join(status.cohort)}, {status.round_seconds[-1]:.1f} s"
+                   if status.round_seconds and status.cohort else "")  # fmt: skip
+
+
+def _call(context: typer.Context, name: str, request: rpc.Body, answer: type[rpc.Ans]) -> rpc.Ans:
+    home = _home(context)
+    with grpc.insecure_channel(rpc.local_address(admin_socket(home))) as channel:
+        try:
+            return rpc.call(channel, admin.SERVICE, name, request, answer)
+        except ConnectionError:
+            raise NexusError(f"no nexus-server is running on {home}; start it: nexus-server --home {home}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    return run_cli(app, "nexus-server", argv)

@@ -1,0 +1,67 @@
+"""Typed messages to named sites over any Flower Grid: the only view of the network that the round logic has."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from nexus_common import flower as fl
+from nexus_common import wire
+from nexus_common.errors import Refusal
+
+from nexus_server import flower as fs
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No usable answer of a site, and why."""
+
+    reason: str
+
+
+class Exchange(Protocol):
+    """Ask sites and hear from each exactly once."""
+
+    def alive(self) -> set[str]:
+        """Sites that are connected now."""
+
+    def ask(self, messages: Mapping[str, wire.Message], timeout_seconds: float) -> dict[str, wire.Message | Failure]:
+        """One answer or failure for every site asked, at the latest after the timeout."""
+
+    def bytes_up(self) -> int:
+        """Bytes received from all sites so far."""
+
+
+class GridExchange:
+    """``Exchange`` over a Grid; ``nodes`` says which node is which site now, ``bytes_up`` what came in so far."""
+
+    def __init__(self, grid: fs.Grid, nodes: Callable[[], Mapping[str, int]], bytes_up: Callable[[], int]) -> None:
+        self._grid, self._nodes, self._bytes_up = grid, nodes, bytes_up
+
+    def alive(self) -> set[str]:
+        """Sites that are connected now."""
+        connected = set(self._grid.get_node_ids())
+        return {site for site, node in self._nodes().items() if node in connected}
+
+    def ask(self, messages: Mapping[str, wire.Message], timeout_seconds: float) -> dict[str, wire.Message | Failure]:
+        """Send, wait, decode; whatever a site sent, the result is a typed message or a Failure."""
+        nodes = self._nodes()
+        site_of = {nodes[site]: site for site in messages}
+        sent = [fl.instruction(wire.encode(message), nodes[site], timeout_seconds + 5)
+                for site, message in messages.items()]  # fmt: skip
+        answers: dict[str, wire.Message | Failure] = {site: Failure("no answer") for site in messages}
+        for reply in self._grid.send_and_receive(sent, timeout=timeout_seconds):
+            answers[site_of[reply.metadata.src_node_id]] = _decoded(reply)
+        return answers
+
+    def bytes_up(self) -> int:
+        """Bytes received from all sites so far."""
+        return self._bytes_up()
+
+
+def _decoded(reply: fl.Message) -> wire.Message | Failure:
+    if reply.has_error():
+        return Failure(str(reply.error.reason)[:200])
+    try:
+        return wire.decode(fl.parcel_of(reply))
+    except Refusal as refusal:
+        return Failure(refusal.code)

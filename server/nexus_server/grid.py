@@ -1,0 +1,205 @@
+"""Flower's Grid on the LinkState of this process: no Runtime API, no ServerApp process, no app bundle.
+
+Unlike Flower's own it answers every instruction exactly once, with a reply or an error whose ``src_node_id`` is the
+site, looks every 20 ms instead of every 3 s, and believes only metadata that was checked at the door.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from nexus_common import flower as fl
+
+from nexus_server import flower as fs
+
+log = logging.getLogger(__name__)
+SILENCE_SECONDS: Final = 10.0  # without any request after which a site counts as lost
+LOOK_SECONDS: Final = 0.02
+TASK_HEARTBEAT_SECONDS: Final = 20.0  # Flower fails a run whose task is silent for 60 s
+
+
+class SiteState(fs.InMemoryLinkState):  # type: ignore[misc]
+    """Flower's LinkState, except that a client killed seconds ago may activate again at once."""
+
+    def __init__(self) -> None:
+        super().__init__(fs.NoOpFederationManager(), fs.InMemoryObjectStore())
+        self.on_activate: Callable[[int], None] = lambda _: None
+        self.on_restart: Callable[[int], None] = lambda _: None
+
+    def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
+        """Start a node's session, ending an older one of the same site."""
+        with self.lock:
+            self.on_activate(node_id)
+            self.on_restart(node_id)
+            self.deactivate_node(node_id)  # the stock state refuses while the node still counts as online
+            return bool(super().activate_node(node_id, heartbeat_interval))
+
+
+class LocalGrid(fs.Grid):  # type: ignore[misc]
+    """One run, in this process.  ``ring(node)`` is called when an instruction for a node is stored."""
+
+    def __init__(self) -> None:
+        self.state = SiteState()
+        self.state.on_activate = self._client_started
+        self.ring: Callable[[int], None] = lambda _: None
+        self.node_of: dict[str, int] = {}
+        self.site_of: dict[int, str] = {}
+        self.seen: dict[int, float] = {}  # monotonic time of a node's last authenticated request
+        self._pending: dict[str, fl.Message] = {}  # instructions without an answer, by message id
+        self._orphans: set[str] = set()  # those that a client took and then restarted
+        self.run_id = self.state.create_run(
+            None, None, None, {}, fs.NOOP_FEDERATION_ID, None, fl.NOOP_FLWR_AID, fs.TaskType.SERVER_APP
+        )
+        self.task_id = self.run.primary_task_id
+        # The Fleet API refuses every message unless the run's task is running.
+        if not (self.state.claim_task(self.task_id) and self.state.activate_task(self.task_id)):
+            raise RuntimeError("Flower did not start the run")
+        # Message() reads these process-wide values: one Flower run per server process.
+        identity = fl.TaskIdentity
+        identity.run_id, identity.task_id, identity.node_id = self.run_id, self.task_id, fl.SUPERLINK_NODE_ID
+        self._closed = threading.Event()
+        threading.Thread(target=self._keep_running, name="flower-task", daemon=True).start()
+
+    def _keep_running(self) -> None:
+        while not self._closed.wait(TASK_HEARTBEAT_SECONDS):
+            self.state.acknowledge_task_heartbeat(self.task_id)
+
+    def add_site(self, site: str, public_pem: bytes) -> None:
+        """Register an enrolled site; node ids are random and new at every start."""
+        node = self.state.create_node(fl.NOOP_FLWR_AID, site, public_pem, 0)
+        self.node_of[site], self.site_of[node] = node, site
+
+    def touch(self, node: int) -> None:
+        """An authenticated request of this node arrived."""
+        self.seen[node] = time.monotonic()
+
+    def left(self, node: int) -> None:
+        """The node said good-bye."""
+        self.seen.pop(node, None)
+
+    def has_work(self, node: int) -> bool:
+        """Whether an instruction waits for this node."""
+        return any(m.metadata.dst_node_id == node and not m.metadata.delivered_at for m in list(self._pending.values()))
+
+    def close(self) -> None:
+        """End the Flower run."""
+        self._closed.set()
+        self.state.finish_task(self.task_id, fl.SubStatus.COMPLETED, "")
+
+    def set_run(self, run: Any) -> None:
+        """Not for this grid: its run is created with it."""
+        raise RuntimeError("the run is created with the grid")
+
+    @property
+    def run(self) -> Any:
+        """Flower's record of the run."""
+        return self.state.get_run_info(run_ids=[self.run_id])[0]
+
+    def create_message(self, *_: Any, **__: Any) -> fl.Message:
+        """Not for this grid: ``flwr.app.Message`` is the public way."""
+        raise RuntimeError("use flwr.app.Message")
+
+    def get_node_ids(self) -> list[int]:
+        """The nodes heard of within ``SILENCE_SECONDS``."""
+        now = time.monotonic()
+        return [node for node, seen in list(self.seen.items()) if now - seen < SILENCE_SECONDS]
+
+    def push_messages(self, messages: Iterable[fl.Message]) -> list[str | None]:
+        """Store instructions; None for each that Flower refuses (its node never activated)."""
+        ids: list[str | None] = []
+        for message in messages:
+            with fl.no_object_id_recompute():
+                message.metadata.__dict__["_message_id"] = message.object_id  # as Flower's HttpGrid does
+                objects, tree = fl.get_all_nested_objects(message), fl.get_object_tree(message)
+                session = self.state.start_session(self.run_id)
+                stored, missing = self.state.store_message_and_object_tree(
+                    fl.remove_content_from_message(message), tree, session
+                )
+                for object_id in missing:
+                    self.state.store_object(self.run_id, session, object_id, objects[object_id].deflate())
+            ids.append(message.metadata.message_id if stored else None)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[fl.Message]:
+        """New replies without their content, each only once."""
+        return list(self.state.get_message_res(set(message_ids), self.run_id))
+
+    def send_and_receive(self, messages: Iterable[fl.Message], *, timeout: float | None = None) -> list[fl.Message]:
+        """Send, and return exactly one message for each: the site's reply, or our Error with what went wrong."""
+        sent = list(messages)
+        answers: list[fl.Message] = []
+        arriving: dict[str, fl.Message] = {}
+        end = time.monotonic() + (timeout or 3600.0)
+        self._orphans.clear()
+        pending: dict[str, fl.Message] = {}
+        for message, ins_id in zip(sent, self.push_messages(sent), strict=True):
+            if ins_id is None:
+                answers.append(_error(message, "the client is not connected"))
+            else:
+                pending[ins_id] = message
+        self._pending = pending
+        for message in pending.values():
+            self.ring(message.metadata.dst_node_id)
+        while pending:
+            for reply in self.pull_messages(pending.keys() - arriving.keys()):
+                arriving[reply.metadata.reply_to_message_id] = reply
+            for ins_id, message in list(pending.items()):
+                if (answer := self._answer(ins_id, message, arriving.get(ins_id), end)) is not None:
+                    answers.append(answer)
+                    self._forget(ins_id, arriving.get(ins_id))
+                    del pending[ins_id]
+            time.sleep(LOOK_SECONDS)
+        return answers
+
+    def _answer(self, ins_id: str, message: fl.Message, reply: fl.Message | None, end: float) -> fl.Message | None:
+        """The one answer to an instruction, or None while it may still come."""
+        try:
+            whole = self._whole(reply) if reply else None
+        except Exception as fault:  # noqa: BLE001  a site must not be able to stop the round
+            log.warning("a reply could not be decoded: %s", type(fault).__name__)
+            return _error(message, "the reply is malformed")
+        if whole is not None:
+            if whole.metadata.src_node_id == fl.SUPERLINK_NODE_ID:  # Flower's own error
+                return _error(message, whole.error.reason if whole.has_error() else "Flower answered itself")
+            return whole
+        problem = self._problem(ins_id, message, end)
+        return _error(message, problem) if problem else None
+
+    def _whole(self, reply: fl.Message) -> fl.Message | None:
+        """The reply with its content, or None while the site is still uploading it."""
+        reply_id = reply.metadata.message_id
+        tree = self.state.object_store.get_object_tree(reply_id)
+        contents = {part.object_id: self.state.get_object(self.run_id, part.object_id)
+                    for part in fl.iterate_object_tree(tree)}  # fmt: skip
+        if not all(contents.values()):
+            return None
+        inner = fl.inflate_object_from_contents(reply_id, contents)
+        # The site wrote the inner metadata freely; only the outer copy was checked on arrival.
+        if inner.has_error():
+            return fl.make_message(metadata=reply.metadata, error=inner.error)
+        return fl.make_message(metadata=reply.metadata, content=inner.content)
+
+    def _client_started(self, node: int) -> None:
+        """Give up what the former process had taken: Flower never delivers an instruction twice."""
+        self._orphans |= {ins_id for ins_id, message in list(self._pending.items())
+                          if message.metadata.dst_node_id == node and message.metadata.delivered_at}  # fmt: skip
+
+    def _problem(self, ins_id: str, message: fl.Message, end: float) -> str | None:
+        now = time.monotonic()
+        if ins_id in self._orphans:
+            return "the client restarted"
+        if now - self.seen.get(message.metadata.dst_node_id, float("-inf")) > SILENCE_SECONDS:
+            return "the client fell silent"
+        return "the deadline passed" if now > end else None
+
+    def _forget(self, ins_id: str, reply: fl.Message | None) -> None:
+        self.state.delete_messages({ins_id})
+        self.state.object_store.delete(ins_id)
+        if reply is not None:
+            self.state.object_store.delete(reply.metadata.message_id)
+
+
+def _error(message: fl.Message, reason: str) -> fl.Message:
+    return fl.Message(fl.Error(fl.ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)

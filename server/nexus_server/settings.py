@@ -1,0 +1,45 @@
+"""``server.toml``: where the server listens and under which address the sites dial it."""
+
+from pathlib import Path
+from typing import Final
+
+from nexus_common.address import Address, refuse_beyond_loopback
+from nexus_common.config import Settings, read_toml
+
+TEMPLATE: Final = """\
+# Settings of this consortium's server; `nexus-server` reads them at its start.
+name = "{name}"
+contact = "{contact}"          # whom a site asks when an invitation does not work
+
+# The main port: what sites dial, and where this machine listens for it.
+address = "{address}"
+listen = "{address}"
+
+# The enrolment port: open only while an invitation is.
+enrol_address = "{enrol_address}"
+enrol_listen = "{enrol_address}"
+"""
+
+
+class ServerSettingsFile(Settings):
+    """Settings of the server."""
+
+    name: str
+    contact: str = "the coordinator"
+    address: Address
+    listen: Address
+    enrol_address: Address
+    enrol_listen: Address
+
+
+def read_settings(home: Path) -> ServerSettingsFile:
+    """Read and check ``server.toml``."""
+    settings = read_toml(ServerSettingsFile, home / "server.toml", "run `nexus-server init` first")
+    for address in (settings.address, settings.listen, settings.enrol_address, settings.enrol_listen):
+        refuse_beyond_loopback(address)
+    return settings
+
+
+def admin_socket(home: Path) -> Path:
+    """Where the running server takes administration."""
+    return home / "admin.sock"

@@ -1,0 +1,175 @@
+"""The round logic over an in-process Grid with the wire codec on: the same code as in a deployment."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nexus_common import wire
+from nexus_common.plan import Plan
+from nexus_server.registry import FINISHED, RUNNING, STOPPED, STOPPING, Registry
+from nexus_server.rounds import Conductor
+
+from tests.federation.sim import SimGrid, SimSite
+
+NAMES = ("hospital-a", "hospital-b", "bank-a", "bank-b")
+
+
+def plan_of(names: tuple[str, ...], **settings: object) -> Plan:
+    fields = {"name": "sim", "sites": names, "rounds": 5, "min_cohort": 3, "gather_seconds": 0.0,
+              "local": {"clip_norm": 1000.0}} | settings  # fmt: skip
+    return Plan.model_validate(fields)
+
+
+class Federation:
+    """A registry, simulated sites and a conductor, as one test needs them."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.plan, self.folder = plan, folder
+        self.sites = {name: SimSite(name, plan) for name in plan.sites}
+        self.grid = SimGrid(dict(self.sites))
+        self.registry = Registry(folder)
+        if self.registry.run(plan.name) is None:
+            self.registry.create_run(plan, plan.adapter.layout.first_vector(plan.adapter.seed_bytes))
+        self.conductor = self.new_conductor()
+
+    def new_conductor(self) -> Conductor:
+        conductor = Conductor(self.registry, self.grid.exchange(), lambda: {n: s.identity for n, s in self.sites.items()})
+        conductor.pause = lambda seconds: None  # type: ignore[method-assign]  time is a parameter of tests
+        return conductor
+
+    def turns(self, count: int) -> None:
+        for _ in range(count):
+            self.conductor.turn()
+
+    @property
+    def state(self) -> str:
+        run = self.registry.run(self.plan.name)
+        assert run is not None
+        return run.state
+
+    @property
+    def round(self) -> int:
+        run = self.registry.run(self.plan.name)
+        assert run is not None
+        return run.round
+
+
+def test_fifty_sites_do_five_rounds_and_get_the_last_version(tmp_path: Path) -> None:
+    names = tuple(f"site-{i:02}" for i in range(50))
+    federation = Federation(tmp_path, plan_of(names))
+    federation.turns(7)
+    assert (federation.state, federation.round) == (FINISHED, 5)
+    assert all(site.trained == 5 and site.received == [5] for site in federation.sites.values())
+    target = np.mean([site.target for site in federation.sites.values()], axis=0)
+    first = federation.registry.vector("sim", 0)
+    expected = target + (first - target) / 2**5  # each round goes half the way to the mean target
+    np.testing.assert_allclose(federation.registry.vector("sim", 5), expected, atol=1e-6)
+
+
+def test_a_silent_site_is_left_out_and_joins_again(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES))
+    federation.turns(1)
+    federation.grid.silent = {"bank-b"}
+    federation.turns(1)
+    federation.grid.silent = set()
+    federation.turns(1)
+    cohorts = [set(v.cohort) for v in federation.registry.versions("sim") if v.number]
+    assert cohorts == [set(NAMES), set(NAMES) - {"bank-b"}, set(NAMES)]
+
+
+def test_below_min_cohort_the_run_waits_and_says_for_whom(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES, min_cohort=4))
+    federation.grid.silent = {"bank-a", "bank-b"}
+    federation.turns(3)
+    phase = federation.conductor.phase
+    assert (phase.name, phase.missing, federation.round) == ("waiting", ("bank-a", "bank-b"), 0)
+    since = phase.since
+    federation.turns(2)
+    assert federation.conductor.phase.since == since
+    federation.grid.silent = set()
+    federation.turns(1)
+    assert federation.round == 1
+
+
+def test_a_new_server_process_goes_on_with_the_next_round(tmp_path: Path) -> None:
+    plan = plan_of(NAMES, server={"optimiser": "fedadam", "step": 0.01})
+    whole, halves = Federation(tmp_path / "whole", plan), Federation(tmp_path / "halves", plan)
+    whole.turns(6)
+    halves.turns(2)
+    halves.registry.close()
+    halves.registry = Registry(tmp_path / "halves")
+    halves.conductor = halves.new_conductor()
+    assert halves.round == 2
+    halves.turns(4)
+    assert (whole.state, halves.state) == (FINISHED, FINISHED)
+    np.testing.assert_array_equal(whole.registry.vector("sim", 5), halves.registry.vector("sim", 5))
+
+
+def test_stop_ends_the_run_after_its_round_and_train_resumes_it(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES))
+    federation.turns(2)
+    federation.registry.set_state("sim", STOPPING)
+    federation.turns(2)
+    assert (federation.state, federation.round) == (STOPPED, 2)
+    federation.registry.set_state("sim", RUNNING)
+    federation.turns(4)
+    assert (federation.state, federation.round) == (FINISHED, 5)
+
+
+class Liar(SimSite):
+    """A site whose update is spoiled by ``spoil``."""
+
+    def __init__(self, name: str, plan: Plan, spoil: str) -> None:
+        super().__init__(name, plan)
+        self.spoil = spoil
+
+    def __call__(self, message: wire.Message) -> wire.Message:
+        if not isinstance(message, wire.TrainRound):
+            return super().__call__(message)
+        layout = self.plan.adapter.layout
+        model = wire.model_hash(message.run, layout, message.round, message.vector)
+        data = wire.pack(self.update(wire.unpack(message.vector, layout)))
+        if self.spoil == "not-finite":
+            data = data[:-4] + np.float32("nan").tobytes()
+        elif self.spoil == "short":
+            data = data[:-4]
+        elif self.spoil == "long":
+            data = data + b"1234"
+        elif self.spoil == "norm":
+            data = wire.pack(np.full(layout.dim, 1e6, np.float32))
+        name = "hospital-a" if self.spoil == "other-name" else self.name
+        number = message.round + 1 if self.spoil == "other-round" else message.round
+        made = wire.signed_update(self.key, message.run, number, name, model, data)
+        return {"readiness": wire.Readiness(wire.READY), "refused": wire.Refused("not-ready"),
+                "other-model": wire.Update(bytes(32), made.signature, data)}.get(self.spoil, made)  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", ["not-finite", "short", "long", "norm", "other-name", "other-round", "other-model",
+                                   "readiness", "refused"])  # fmt: skip
+def test_an_update_that_is_not_exactly_right_is_left_out(tmp_path: Path, spoil: str) -> None:
+    plan = plan_of(NAMES)
+    federation, honest = Federation(tmp_path / "a", plan), Federation(tmp_path / "b", plan)
+    federation.sites["bank-b"] = Liar("bank-b", plan, spoil)
+    federation.grid.handle[federation.grid.nodes["bank-b"]] = federation.sites["bank-b"]
+    honest.grid.silent = {"bank-b"}
+    federation.turns(1)
+    honest.turns(1)
+    assert federation.registry.versions("sim")[-1].cohort == ("bank-a", "hospital-a", "hospital-b")
+    np.testing.assert_array_equal(federation.registry.vector("sim", 1), honest.registry.vector("sim", 1))
+
+
+def test_a_round_with_too_few_usable_updates_makes_no_version(tmp_path: Path) -> None:
+    plan = plan_of(NAMES[:3])
+    federation = Federation(tmp_path, plan)
+    federation.grid.handle[federation.grid.nodes["bank-a"]] = Liar("bank-a", plan, "not-finite")
+    federation.turns(2)
+    assert (federation.round, federation.registry.failed_rounds("sim")) == (0, 2)
+
+
+def test_a_fault_in_a_versions_file_is_named(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES))
+    federation.turns(1)
+    path = tmp_path / "versions" / f"{federation.registry.versions('sim')[-1].hash}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(Exception, match="was changed"):
+        federation.registry.vector("sim", 1)
