@@ -1,4 +1,4 @@
-"""The rooms: who may import whom, and which heavy package stands in which module.  Read with ast; nothing is imported."""
+"""The rooms: who may import whom, and which heavy package stands in which module.  Read with ast, nothing imported."""
 
 import ast
 from pathlib import Path

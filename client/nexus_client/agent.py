@@ -38,17 +38,26 @@ class Agent:
     def _methods(self) -> dict[str, rpc.Method]:  # type: ignore[type-arg]
         return {
             "status": rpc.Method(rpc.Nothing, api.StatusReport, self._status),
-            "check": rpc.Method(rpc.Nothing, api.CheckReport, lambda _: reports.check_site(self.place)),
-            "preview": rpc.Method(api.PreviewRequest, api.PreviewReport, lambda r: reports.preview(self.workspace, r.rows)),
+            "preview": rpc.Method(
+                api.PreviewRequest, api.PreviewReport, lambda r: reports.preview(self.workspace, r.rows)
+            ),
             "evaluate": rpc.Method(rpc.Nothing, api.EvaluateReport, lambda _: reports.evaluate(self.workspace)),
-        }  # fmt: skip
+        }
 
     def _status(self, _: rpc.Nothing) -> api.StatusReport:
         progress = self.rounds.progress
-        return status(self.place).model_copy(update={
-            "running": True, "connection": self.link.state, "last_contact": self.link.last_contact,
-            "phase": progress.phase, "done": progress.done, "total": progress.total,
-            "last_round_at": progress.last_round_at, "problem": progress.problem})  # fmt: skip
+        return status(self.place).model_copy(
+            update={
+                "running": True,
+                "connection": self.link.state,
+                "last_contact": self.link.last_contact,
+                "phase": progress.phase,
+                "done": progress.done,
+                "total": progress.total,
+                "last_round_at": progress.last_round_at,
+                "problem": progress.problem,
+            }
+        )
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT; a round in work is finished or left to be repeated."""

@@ -78,12 +78,22 @@ class QualityLine(Body):
     against_base: str | None = None
 
 
+class Example(Body):
+    """A question whose right passage rose, and its rank (1 is first) with the base and the federated model."""
+
+    question: str
+    passage: str
+    rank_before: int
+    rank_after: int
+
+
 class EvaluateReport(Body):
-    """All models side by side."""
+    """All models side by side; the examples are private text and stay on this machine."""
 
     site: str
     rows: int
     run: str | None
     version: int | None
     lines: list[QualityLine]
+    examples: list[Example]
     warnings: list[str]

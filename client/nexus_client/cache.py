@@ -1,8 +1,8 @@
 """The embedding cache: what the frozen encoder said of each text, so that it sees each text once.
 
-LMDB, one folder per base model, keys = kind + SHA-256 of the text, so an interrupted run loses nothing and two processes
-may read at once.  It reveals text as text does: mode 0700, never sent, deleted with the rows it came from.  Pooled
-vectors are float32, token states float16 (768 bytes a token, the price of salience).
+LMDB, one folder per base model, keys = kind + SHA-256 of the text, so an interrupted run loses nothing and two
+processes may read at once.  It reveals text as text does: mode 0700, never sent, deleted with the rows it came
+from.  Pooled vectors are float32, token states float16 (768 bytes a token, the price of salience).
 """
 
 import hashlib
@@ -30,8 +30,10 @@ class Cache:
         try:
             self._env = lmdb.open(str(folder), map_size=MAP_BYTES, metasync=True, mode=0o600, max_spare_txns=2)
         except lmdb.Error as problem:
-            raise NexusError(f"the embedding cache {folder} cannot be opened ({problem}); it can be deleted at any "
-                             "time and is then made again") from None  # fmt: skip
+            raise NexusError(
+                f"the embedding cache {folder} cannot be opened ({problem}); it can be deleted at any "
+                "time and is then made again"
+            ) from None
 
     def missing(self, kind: Kind, texts: Iterable[str]) -> list[str]:
         """Those texts that have no entry of this kind yet."""
@@ -46,19 +48,20 @@ class Cache:
                 for text, array in entries:
                     change.put(_key(kind, text), np.ascontiguousarray(array, dtype).tobytes())
         except lmdb.Error as problem:
-            raise NexusError(f"the embedding cache {self._env.path()} cannot be written: {problem}; "
-                             "is the disk full?") from None  # fmt: skip
+            raise NexusError(
+                f"the embedding cache {self._env.path()} cannot be written: {problem}; is the disk full?"
+            ) from None
 
     def pooled(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[n, 384]; every text must be there."""
         with self._env.begin(buffers=True) as view:
-            rows = [np.frombuffer(view.get(_key(POOLED, text)), np.float32) for text in texts]
+            rows = [np.frombuffer(_found(view, POOLED, text), np.float32) for text in texts]
             return np.stack(rows) if rows else np.empty((0, WIDTH), np.float32)
 
     def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """States [n, longest, 384], zero beyond a text's end, and mask [n, longest]; every text must be there."""
         with self._env.begin(buffers=True) as view:
-            each = [np.frombuffer(view.get(_key(TOKENS, text)), np.float16).reshape(-1, WIDTH) for text in texts]
+            each = [np.frombuffer(_found(view, TOKENS, text), np.float16).reshape(-1, WIDTH) for text in texts]
             longest = max((len(states) for states in each), default=1)
             states = np.zeros((len(each), longest, WIDTH), np.float32)
             mask = np.zeros((len(each), longest), np.float32)
@@ -67,9 +70,9 @@ class Cache:
                 mask[i, : len(found)] = 1
             return states, mask
 
-    def keep_only(self, texts: Collection[str]) -> int:
-        """Delete the entries of all other texts; how many were deleted."""
-        wanted = {_key(kind, text) for kind in (POOLED, TOKENS) for text in texts}
+    def keep_only(self, *, pooled: Collection[str], tokens: Collection[str]) -> int:
+        """Delete all entries but the pooled vectors and token states of these texts; how many were deleted."""
+        wanted = {_key(POOLED, text) for text in pooled} | {_key(TOKENS, text) for text in tokens}
         with self._env.begin(write=True) as change:
             gone = [bytes(key) for key in change.cursor().iternext(values=False) if bytes(key) not in wanted]
             for key in gone:
@@ -79,6 +82,13 @@ class Cache:
     def close(self) -> None:
         """Release the file."""
         self._env.close()
+
+
+def _found(view: lmdb.Transaction, kind: Kind, text: str) -> bytes | memoryview:
+    value = view.get(_key(kind, text))
+    if value is None:
+        raise NexusError("a text is no longer in the embedding cache: the site's files changed; it is embedded anew")
+    return value
 
 
 def _key(kind: Kind, text: str) -> bytes:

@@ -9,15 +9,31 @@ from typing import Annotated
 import grpc
 import typer
 from nexus_common import rpc
-from nexus_common.cli import AnywhereOptions, HomeOption, JsonOption, Options, ago, moment, options, run_cli, show, table
+from nexus_common.cli import (
+    AnywhereOptions,
+    HomeOption,
+    JsonOption,
+    Options,
+    ago,
+    moment,
+    options,
+    run_cli,
+    show,
+    table,
+)
 from nexus_common.errors import NexusError
 
 from nexus_client import agent_api as api
 from nexus_client.site import SiteHome
 
-app = typer.Typer(cls=AnywhereOptions, no_args_is_help=False, add_completion=False, rich_markup_mode=None,
-                  context_settings={"help_option_names": ["-h", "--help"]},
-                  help="A site's client. Without a command it runs as the site's agent until it is stopped.")  # fmt: skip
+app = typer.Typer(
+    cls=AnywhereOptions,
+    no_args_is_help=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A site's client. Without a command it runs as the site's agent until it is stopped.",
+)
 AGENT_SECONDS = 3600.0
 SiteOption = Annotated[str | None, typer.Option("--site", help="the site's name, where this machine has several")]
 
@@ -28,8 +44,9 @@ def _place(context: typer.Context) -> SiteHome:
 
 
 @app.callback(invoke_without_command=True)
-def agent(context: typer.Context, site: SiteOption = None, home: HomeOption = None,
-          as_json: JsonOption = False) -> None:  # fmt: skip
+def agent(
+    context: typer.Context, site: SiteOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
     """Run the site's agent (what systemd starts).  Example: nexus-client --site hospital-a"""
     context.obj = Options(home, as_json, site)
     if context.invoked_subcommand is not None:
@@ -57,27 +74,33 @@ def join(
         line = typer.prompt("invitation", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
     place = enrol(given.home, line, given.site, data or [])
     call = f"nexus-client{f' --home {given.home}' if given.home else ''} --site {place.site}"
-    show(context, {"site": place.site, "settings": str(place.settings_file), "state": str(place.state)},
-         f"{place.site} is enrolled; its keys were made here and stay in {place.keys}\nnext:\n"
-         f"  {call} check      (after naming your text in {place.settings_file})\n"
-         f"  {call} preview\n"
-         f"  {call}            (the agent)")  # fmt: skip
+    show(
+        context,
+        {"site": place.site, "settings": str(place.settings_file), "state": str(place.state)},
+        f"{place.site} is enrolled; its keys were made here and stay in {place.keys}\nnext:\n"
+        f"  {call} check      (after naming your text in {place.settings_file})\n"
+        f"  {call} preview\n"
+        f"  {call}            (the agent)",
+    )
 
 
 @app.command()
 def check(context: typer.Context) -> None:
     """Check data, certificate, clock, port, disk, base model, with remedies.  Example: nexus-client check"""
-    from nexus_client import reports  # noqa: PLC0415
+    from nexus_client.check import check_site  # noqa: PLC0415
 
     place = _place(context)
-    report = _ask(place, "check", rpc.Nothing(), api.CheckReport, lambda: reports.check_site(place))
+    report = check_site(place)
     signs = {"ok": "ok", "warning": "WARN", "fault": "FAULT"}
-    lines = [f"{signs[line.state]:5}  {line.name}: {line.found}" + (f"\n         -> {line.remedy}" if line.remedy else "")
-             for line in report.lines]  # fmt: skip
+    lines = [
+        f"{signs[line.state]:5}  {line.name}: {line.found}" + (f"\n         -> {line.remedy}" if line.remedy else "")
+        for line in report.lines
+    ]
     show(context, report.model_dump(), "\n".join(lines))
     if not report.good:
-        raise NexusError(f"{sum(line.state == 'fault' for line in report.lines)} fault(s) to mend before this site can "
-                         "take part")  # fmt: skip
+        raise NexusError(
+            f"{sum(line.state == 'fault' for line in report.lines)} fault(s) to mend before this site can take part"
+        )
 
 
 @app.command()
@@ -94,9 +117,13 @@ def preview(context: typer.Context, rows: Annotated[int, typer.Option(min=0, max
     report = _ask(place, "preview", request, api.PreviewReport, here)
     files = "\n".join(f"  {count} rows from {name}" for name, count in report.files.items())
     samples = "\n\n".join("\n".join(f"  {key}: {text}" for key, text in row.items()) for row in report.samples)
-    show(context, report.model_dump(), f"{report.site} would train on {report.training} rows:\n{files}\n"
-         f"kept apart: {report.choose} to choose by, {report.judge} only to judge by; {report.left_out} left out\n\n"
-         f"{samples}\n\nNothing of this leaves the machine; a run sends only the change of the adapter's numbers.")  # fmt: skip
+    show(
+        context,
+        report.model_dump(),
+        f"{report.site} would train on {report.training} rows:\n{files}\n"
+        f"kept apart: {report.choose} to choose by, {report.judge} only to judge by; {report.left_out} left out\n\n"
+        f"{samples}\n\nNothing of this leaves the machine; a run sends only the change of the adapter's numbers.",
+    )
 
 
 @app.command()
@@ -124,8 +151,17 @@ def evaluate(context: typer.Context) -> None:
         return reports.evaluate(reports.workspace_of(place))
 
     report = _ask(place, "evaluate", rpc.Nothing(), api.EvaluateReport, here)
-    rows = [[line.model, line.metric, f"{100 * line.mean:.1f}", f"{100 * line.low:.1f} to {100 * line.high:.1f}",
-             str(line.questions), line.against_base or ""] for line in report.lines]  # fmt: skip
+    rows = [
+        [
+            line.model,
+            line.metric,
+            f"{100 * line.mean:.1f}",
+            f"{100 * line.low:.1f} to {100 * line.high:.1f}",
+            str(line.questions),
+            line.against_base or "",
+        ]
+        for line in report.lines
+    ]
     version = f"version {report.version} of run {report.run}" if report.run else "no version yet: the run has not begun"
     head = f"{report.site}, {report.rows} rows; federated: {version}"
     text = table(["model", "metric (x 100)", "mean", "95 % interval", "questions", "against base"], rows, (2, 3, 4))
@@ -140,19 +176,21 @@ def train(
 ) -> None:
     """Train on this site alone, to try it out.  Example: nexus-client train --local"""
     if not local:
-        raise NexusError("federated training is started by the server (`nexus-server train PLAN`) and done by the "
-                         "agent; `nexus-client train --local` trains on this site alone")  # fmt: skip
+        raise NexusError(
+            "federated training is started by the server (`nexus-server train PLAN`) and done by the "
+            "agent; `nexus-client train --local` trains on this site alone"
+        )
     from nexus_client import reports  # noqa: PLC0415
 
     place, quiet = _place(context), options(context).as_json
 
-    def on_round(number: int, rounds: int, score: float | None) -> None:
+    def on_round(number: int, rounds: int) -> None:
         if not quiet:
-            judged = "no hold-out to choose by" if score is None else f"{100 * score:.1f} on the choosing part"
-            typer.echo(f"{number:4} of {rounds}: {judged}")
+            typer.echo(f"round {number:3} of {rounds}")
 
     report = reports.train_local(reports.workspace_of(place), plan, on_round)
-    show(context, report, f"kept round {report['round']}; `nexus-client evaluate` shows it as 'alone'")
+    kept = f"kept round {report['round']} of {report['rounds']}, the best on the choosing part of the hold-out"
+    show(context, report, f"{kept}; `nexus-client evaluate` shows it as 'alone'")
 
 
 def _status_text(report: api.StatusReport) -> str:
@@ -165,7 +203,9 @@ def _status_text(report: api.StatusReport) -> str:
     if report.run is None:
         lines.append("no version received yet")
     else:
-        lines.append(f"run {report.run}: version {report.version} of {report.rounds}, received {moment(report.version_at or 0)}")
+        lines.append(
+            f"run {report.run}: version {report.version} of {report.rounds}, received {moment(report.version_at or 0)}"
+        )
     if report.certificate_days_left is not None:
         lines.append(f"certificate: {report.certificate_days_left} days left")
     if report.problem:

@@ -26,8 +26,15 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 BATCH_TEXTS: Final = 32
-_NAMED_BY_CONTENT: Final = ("*.safetensors", "tokenizer.json", "vocab.txt", "config.json", "modules.json",
-                            "sentence_bert_config.json", "*_Pooling/config.json")  # fmt: skip
+_NAMED_BY_CONTENT: Final = (
+    "*.safetensors",
+    "tokenizer.json",
+    "vocab.txt",
+    "config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "*_Pooling/config.json",
+)
 Progress = Callable[[int, int], None]
 
 
@@ -42,8 +49,9 @@ def base_hash(folder: Path) -> str:
     """Name a base model by its content: weights, tokenizer, configuration, pooling, length limit (hex SHA-256)."""
     files = sorted({path for pattern in _NAMED_BY_CONTENT for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
-        raise NexusError(f"{folder} holds no *.safetensors weights: not a SentenceTransformer folder "
-                         "(base_model in site.toml)")  # fmt: skip
+        raise NexusError(
+            f"{folder} holds no *.safetensors weights: not a SentenceTransformer folder (base_model in site.toml)"
+        )
     named = hashlib.sha256(b"nexus base model 1\n")
     for path in files:
         with path.open("rb") as opened:
@@ -96,8 +104,9 @@ class Encoder:
         ordered = sorted(texts, key=len, reverse=True)  # like lengths together: less padding
         for start in range(0, len(ordered), BATCH_TEXTS):
             batch = ordered[start : start + BATCH_TEXTS]
-            found: list[dict[str, Tensor]] = self._loaded().encode(
-                batch, output_value=None, batch_size=BATCH_TEXTS, show_progress_bar=False)  # fmt: skip
+            found: Any = self._loaded().encode(
+                batch, output_value=None, batch_size=BATCH_TEXTS, show_progress_bar=False
+            )
             states = [one["token_embeddings"][one["attention_mask"].bool()].half().cpu().numpy() for one in found]
             vectors = np.stack([one["sentence_embedding"].float().cpu().numpy() for one in found])
             yield batch, states, vectors

@@ -65,8 +65,10 @@ def _request(invite: Invite, place: SiteHome) -> tuple[EnrolAnswer, x509.Certifi
             answer = rpc.call(channel, SERVICE, "enrol", _enrol_request(invite, place), EnrolAnswer, CONNECT_SECONDS)
         except (ConnectionError, ValueError) as problem:
             issuer = leaf.issuer.rfc4514_string()
-            raise NexusError(f"{invite.address} answered with a certificate from {issuer!r}, but not as a NEXUS server "
-                             f"({problem}); is the address right, or does this network inspect TLS?") from None  # fmt: skip
+            raise NexusError(
+                f"{invite.address} answered with a certificate from {issuer!r}, but not as a NEXUS server "
+                f"({problem}); is the address right, or does this network inspect TLS?"
+            ) from None
     return answer, authority
 
 
@@ -77,13 +79,17 @@ def _shown_certificate(address: str) -> bytes:
     context.set_alpn_protocols(["h2"])
     host, port = split_address(address)
     try:
-        with socket.create_connection((host, port), CONNECT_SECONDS) as plain, \
-                context.wrap_socket(plain, server_hostname=host) as tls:  # fmt: skip
+        with (
+            socket.create_connection((host, port), CONNECT_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host) as tls,
+        ):
             shown = tls.getpeercert(binary_form=True)
     except OSError as problem:
-        raise NexusError(f"no enrolment listener answers at {address} ({problem}); it is open only while the "
-                         "invitation is: ask the coordinator whether nexus-server runs and the invitation is open, "
-                         "and check the firewall") from None  # fmt: skip
+        raise NexusError(
+            f"no enrolment listener answers at {address} ({problem}); it is open only while the "
+            "invitation is: ask the coordinator whether nexus-server runs and the invitation is open, "
+            "and check the firewall"
+        ) from None
     if shown is None:
         raise NexusError(f"{address} shows no certificate")
     return ssl.DER_cert_to_PEM_cert(shown).encode()
@@ -96,8 +102,9 @@ def _enrol_request(invite: Invite, place: SiteHome) -> EnrolRequest:
     csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(transport, hashes.SHA384())
     der = csr.public_bytes(Encoding.DER)
     signature = identity.sign(request_bytes(invite.site, invite.secret, der))
-    return EnrolRequest(site=invite.site, secret=invite.secret, csr=der, identity=certs.raw_identity(identity),
-                        signature=signature)  # fmt: skip
+    return EnrolRequest(
+        site=invite.site, secret=invite.secret, csr=der, identity=certs.raw_identity(identity), signature=signature
+    )
 
 
 def _check_certificate(text: str, authority: x509.Certificate, invite: Invite, place: SiteHome) -> None:
@@ -116,5 +123,7 @@ def _refusal_text(invite: Invite, answer: EnrolAnswer) -> str:
     if code == "invite-expired" and answer.expired is not None:
         return f"{code}: the invitation for {invite.site} expired on {moment(answer.expired)}; {ask}"
     if code == "invite-used":
-        return f"{code}: another key has already joined with this invitation; if that was not you, say so at once; {ask}"
+        return (
+            f"{code}: another key has already joined with this invitation; if that was not you, say so at once; {ask}"
+        )
     return f"{code}: {REFUSALS.get(code, 'refused')}; {ask}"

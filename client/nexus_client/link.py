@@ -20,6 +20,7 @@ from nexus_common import flower as fl
 from nexus_common.errors import Refusal
 
 from nexus_client import flower as fc
+from nexus_client.tls import tls_context
 
 log = logging.getLogger(__name__)
 POLL_SECONDS: Final = 0.25  # only where the server does not hold the question
@@ -29,7 +30,7 @@ PULL_SECONDS: Final = 60.0
 Handler = Callable[[wire.Message], wire.Message]
 
 
-class FleetLink(fc.FleetHttpClient):  # type: ignore[misc]
+class FleetLink(fc.FleetHttpClient):
     """Flower's Fleet client on a connection that never follows redirects or proxy variables."""
 
     def __init__(self, address: str, key: EllipticCurvePrivateKey, context: ssl.SSLContext) -> None:
@@ -37,8 +38,13 @@ class FleetLink(fc.FleetHttpClient):  # type: ignore[misc]
         super().__init__(url, interceptors=[fc.NodeAuthHttpInterceptor(key, key.public_key())], verify=context)
         self._client.close()
         self._client = httpx.Client(
-            verify=context, trust_env=False, follow_redirects=False, event_hooks={"response": [_bounded]},
-            timeout=httpx.Timeout(30.0, connect=5.0), limits=httpx.Limits(keepalive_expiry=60.0))  # fmt: skip
+            verify=context,
+            trust_env=False,
+            follow_redirects=False,
+            event_hooks={"response": [_bounded]},
+            timeout=httpx.Timeout(30.0, connect=5.0),
+            limits=httpx.Limits(keepalive_expiry=60.0),
+        )
 
 
 def _bounded(response: httpx.Response) -> None:
@@ -46,15 +52,6 @@ def _bounded(response: httpx.Response) -> None:
     length = response.headers.get("content-length", "")
     if not length.isdigit() or int(length) > fl.MAX_BODY_BYTES:
         raise httpx.RemoteProtocolError("response without length or too long", request=response.request)
-
-
-def tls_context(keys: Path) -> ssl.SSLContext:
-    """Trust the consortium's CA and nothing else; show this site's certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(keys / "ca.crt")
-    context.load_cert_chain(keys / "site.crt", keys / "transport.key")
-    return context
 
 
 class Link:
@@ -81,7 +78,7 @@ class Link:
                 pause = FIRST_PAUSE_SECONDS
                 while not self._stop.is_set():
                     self._work_once()
-            except (httpx.HTTPError, fl.ObjectPushError, ValueError) as problem:
+            except (httpx.HTTPError, fl.ObjectPushError, ValueError, Refusal) as problem:
                 # The server is away, restarted (our old node id is unknown there) or refuses us.
                 self._node = None
                 self.state = _in_words(problem, self.address)
@@ -151,18 +148,23 @@ class Link:
         contents = fl.pull_objects(ids, pull, max_time=PULL_SECONDS, initial_backoff=0.05, backoff_cap=1.0)
         if any(fl.get_object_id(content) != object_id for object_id, content in contents.items()):
             raise ValueError("a part does not match its hash")  # Flower checks this on the server only
-        self._link.ConfirmMessageReceived(fl.ConfirmMessageReceivedRequest(
-            node=self._node, run_id=run_id, message_object_id=tree.object_id))  # fmt: skip
-        inner = fl.inflate_object_from_contents(tree.object_id, contents)
-        return fl.make_message(metadata=outer.metadata, content=inner.content)
+        self._link.ConfirmMessageReceived(
+            fl.ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=tree.object_id)
+        )
+        return fl.whole_message(tree.object_id, contents, outer.metadata)
 
     def _push(self, reply: Any) -> None:
         with fl.no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects, tree = fl.get_all_nested_objects(reply), fl.get_object_tree(reply)
-            answer = self._link.PushMessages(fl.PushMessagesRequest(
-                node=self._node, messages_list=[fl.message_to_proto(fl.remove_content_from_message(reply))],
-                message_object_trees=[tree], clientapp_runtime_list=[0.0]))  # fmt: skip  # how long it took stays here
+            answer = self._link.PushMessages(
+                fl.PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[fl.message_to_proto(fl.remove_content_from_message(reply))],
+                    message_object_trees=[tree],
+                    clientapp_runtime_list=[0.0],
+                )
+            )  # how long it took stays here
             if not answer.objects_to_push:  # how Flower says "too late"
                 log.info("the answer came too late and was not taken")
             push = fl.make_push_object_fn_protobuf(
@@ -176,11 +178,15 @@ def _in_words(problem: Exception, address: str) -> str:
     if isinstance(problem, httpx.HTTPStatusError):
         code = problem.response.status_code
         if code == 401:
-            return (f"{address} refuses this site's signed time (HTTP 401): the clocks differ by more than 5 s, or the "
-                    "server has restarted; compare `timedatectl` on both machines")  # fmt: skip
+            return (
+                f"{address} refuses this site's signed time (HTTP 401): the clocks differ by more than 5 s, or the "
+                "server has restarted; compare `timedatectl` on both machines"
+            )
         if code == 404:
-            return (f"{address} does not know this site's certificate, or it has expired (HTTP 404); "
-                    "`nexus-client check` shows its dates")  # fmt: skip
+            return (
+                f"{address} does not know this site's certificate, or it has expired (HTTP 404); "
+                "`nexus-client check` shows its dates"
+            )
         return f"{address} answers HTTP {code}"
     text = str(problem)
     if "CERTIFICATE_VERIFY_FAILED" in text:

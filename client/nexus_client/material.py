@@ -4,7 +4,7 @@ Rows (``data.py``) become tasks here: ranking tasks (questions, passages, which 
 Labelled utterances become a ranking task too, in which every other utterance of the same label is a right answer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -38,8 +38,9 @@ class Texts:
 class RankingTask:
     """Questions and the passages that answer them.
 
-    ``queries`` [q] and ``passages`` [p] are text numbers; ``positives[i]`` holds positions in ``passages`` that are right
-    for question i, ``negatives[i]`` positions that are known to be wrong although they look right (may be empty).
+    ``queries`` [q] and ``passages`` [p] are text numbers; ``positives[i]`` holds positions in ``passages`` that are
+    right for question i (of labelled utterances the question itself may be among them), ``negatives[i]`` positions that
+    are known to be wrong although they look right (may be empty).
     """
 
     queries: Ids
@@ -47,15 +48,27 @@ class RankingTask:
     positives: Sequence[Ids]
     negatives: Sequence[Ids]
 
-    def subset(self, keep: Iterable[int]) -> Self:
-        """Only these questions, over the same passages."""
-        keep = list(keep)
-        return type(self)(self.queries[keep], self.passages, [self.positives[i] for i in keep],
-                          [self.negatives[i] for i in keep])  # fmt: skip
+    def only(self, texts: Set[int]) -> Self:
+        """Only questions and passages among these texts; a question none of whose answers is left goes too."""
+        place = np.full(len(self.passages), -1, np.int64)
+        kept = [i for i, number in enumerate(self.passages) if number in texts]
+        place[kept] = np.arange(len(kept))
+
+        def moved(places: Ids) -> Ids:
+            return place[places][place[places] >= 0]
+
+        rows = [i for i, q in enumerate(self.queries) if q in texts and len(moved(self.positives[i]))]
+        return type(self)(
+            self.queries[rows],
+            self.passages[kept],
+            [moved(self.positives[i]) for i in rows],
+            [moved(self.negatives[i]) for i in rows],
+        )
 
     @classmethod
-    def from_pairs(cls, texts: Texts, pairs: Iterable[tuple[str, str, str | None]],
-                   further_passages: Iterable[str] = ()) -> Self:  # fmt: skip
+    def from_pairs(
+        cls, texts: Texts, pairs: Iterable[tuple[str, str, str | None]], further_passages: Iterable[str] = ()
+    ) -> Self:
         """Collect (query, passage, negative or None) rows; equal queries share their passages."""
         place: dict[int, int] = {}  # text number of a passage -> its position
 
@@ -66,30 +79,40 @@ class RankingTask:
         wrong: dict[int, list[int]] = {}
         for query, passage, negative in pairs:
             number = texts.add(query)
+            if passage == query:
+                continue  # a text does not teach to find itself
             right.setdefault(number, []).append(position(passage))
             wrong.setdefault(number, []).extend([position(negative)] if negative else [])
         for passage in further_passages:
             position(passage)
-        return cls(np.array(list(right), np.int64), np.array(list(place), np.int64),
-                   [np.unique(np.array(v, np.int64)) for v in right.values()],
-                   [np.setdiff1d(np.array(wrong[q], np.int64), right[q]) for q in right])  # fmt: skip
+        return cls(
+            np.array(list(right), np.int64),
+            np.array(list(place), np.int64),
+            [np.unique(np.array(v, np.int64)) for v in right.values()],
+            [np.setdiff1d(np.array(wrong[q], np.int64), right[q]) for q in right],
+        )
 
     @classmethod
-    def from_labels(cls, texts: Texts, asked: Iterable[tuple[str, str]],
-                    known: Iterable[tuple[str, str]]) -> Self:  # fmt: skip
-        """Each asked (text, label) should find the known texts of its label, itself apart."""
+    def from_labels(cls, texts: Texts, asked: Iterable[tuple[str, str]], known: Iterable[tuple[str, str]]) -> Self:
+        """Each asked (text, label) should find the known texts of its label.
+
+        All questions of a label share one array of answers, in which an asked text may stand itself: memory stays
+        linear in the rows.
+        """
         label_of = {texts.add(text): label for text, label in known}
-        passages = np.array(list(label_of), np.int64)
         by_label: dict[str, list[int]] = {}
-        for place, number in enumerate(label_of):
-            by_label.setdefault(label_of[number], []).append(place)
-        queries, positives = [], []
-        for number, label in {texts.add(text): label for text, label in asked}.items():
-            same = np.array([p for p in by_label.get(label, []) if passages[p] != number], np.int64)
-            if len(same):
-                queries.append(number)
-                positives.append(same)
-        return cls(np.array(queries, np.int64), passages, positives, [np.empty(0, np.int64)] * len(queries))
+        for place, label in enumerate(label_of.values()):
+            by_label.setdefault(label, []).append(place)
+        answers = {label: np.array(places, np.int64) for label, places in by_label.items()}
+        asked_as = {texts.add(text): label for text, label in asked}
+        fewest = {number: 2 if number in label_of else 1 for number in asked_as}
+        kept = [n for n, label in asked_as.items() if len(answers.get(label, ())) >= fewest[n]]
+        return cls(
+            np.array(kept, np.int64),
+            np.array(list(label_of), np.int64),
+            [answers[asked_as[number]] for number in kept],
+            [np.empty(0, np.int64)] * len(kept),
+        )
 
 
 @dataclass(frozen=True)
@@ -100,12 +123,20 @@ class ScoredTask:
     b: Ids
     score: NDArray[np.float32]
 
+    def only(self, texts: Set[int]) -> Self:
+        """Only pairs of these texts."""
+        rows = [i for i, (a, b) in enumerate(zip(self.a, self.b, strict=True)) if a in texts and b in texts]
+        return type(self)(self.a[rows], self.b[rows], self.score[rows])
+
     @classmethod
     def from_pairs(cls, texts: Texts, pairs: Iterable[tuple[str, str, float]]) -> Self:
         """Collect (a, b, score) rows."""
         rows = list(pairs)
-        return cls(texts.add_all(a for a, _, _ in rows), texts.add_all(b for _, b, _ in rows),
-                   np.array([score for _, _, score in rows], np.float32))  # fmt: skip
+        return cls(
+            texts.add_all(a for a, _, _ in rows),
+            texts.add_all(b for _, b, _ in rows),
+            np.array([score for _, _, score in rows], np.float32),
+        )
 
 
 Task = RankingTask | ScoredTask

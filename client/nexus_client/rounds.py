@@ -48,7 +48,10 @@ class SiteRounds:
         self._preparing: threading.Thread | None = None
         self._made: tuple[bytes, wire.Update] | None = None  # the newest model trained on, and the update
         self._answers: dict[type, Callable[..., wire.Message]] = {
-            wire.Prepare: self._prepare, wire.TrainRound: self._train, wire.Deliver: self._deliver}  # fmt: skip
+            wire.Prepare: self._prepare,
+            wire.TrainRound: self._train,
+            wire.Deliver: self._deliver,
+        }
 
     def handle(self, message: wire.Message) -> wire.Message:
         """The answer to a message; Refusal where it is not to be answered."""
@@ -113,13 +116,22 @@ class SiteRounds:
         self._store(StoredAdapter(plan, message.round, vector))
         started = time.monotonic()
         self.progress = Progress("training", 0, plan.local.steps, plan.name, number)
-        update = local_update(layout, vector, readied.tasks, readied.states, plan.local, self._rng(model),
-                              lambda done: self._on_step(done, plan, number))  # fmt: skip
+        update = local_update(
+            layout,
+            vector,
+            readied.tasks,
+            readied.states,
+            plan.local,
+            self._rng(model),
+            lambda done: self._on_step(done, plan, number),
+        )
         data = wire.pack(update)
         answer = wire.signed_update(self.identity, plan.hash, message.round, self.workspace.place.site, model, data)
         self._made = (model, answer)
         self.progress = Progress("ready", run=plan.name, round=number, last_round_at=time.time())
-        log.info("round %d of %d: %d steps in %.1f s", number, plan.rounds, plan.local.steps, time.monotonic() - started)
+        log.info(
+            "round %d of %d: %d steps in %.1f s", number, plan.rounds, plan.local.steps, time.monotonic() - started
+        )
         return answer
 
     def _on_step(self, done: int, plan: Plan, number: int) -> None:

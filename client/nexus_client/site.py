@@ -68,8 +68,9 @@ class SiteHome:
             site = there[0]
         if site is None or site not in there:
             wanted = f"site {site!r} is not set up" if site else "which site? --site NAME"
-            raise NexusError(f"{wanted}; under {root} there is {', '.join(there) or 'none yet'} "
-                             "(`nexus-client join` sets one up)")  # fmt: skip
+            raise NexusError(
+                f"{wanted}; under {root} there is {', '.join(there) or 'none yet'} (`nexus-client join` sets one up)"
+            )
         return cls.of(home, site)
 
     @property
@@ -91,7 +92,9 @@ class SiteHome:
         """Read and check ``site.toml``; addresses beyond loopback are refused."""
         settings = read_toml(SiteSettings, self.settings_file, "`nexus-client join` writes it")
         if settings.site != self.site:
-            raise NexusError(f"{self.settings_file} is of site {settings.site!r}, but lies in the folder of {self.site!r}")
+            raise NexusError(
+                f"{self.settings_file} is of site {settings.site!r}, but lies in the folder of {self.site!r}"
+            )
         refuse_beyond_loopback(settings.server)
         return settings
 
@@ -100,6 +103,13 @@ class SiteHome:
         if self.settings_file.exists():
             return
         tables = "".join(f"\n[[data]]\npath = {json.dumps(str(path.absolute()))}\n" for path in data)
-        self.settings_file.write_text(TEMPLATE.format(
-            site=self.site, site_text=json.dumps(self.site), server_text=json.dumps(server),
-            threads=os.cpu_count() or 1, data=tables or '\n# [[data]]\n# path = "/srv/handbook"\n'), encoding="utf-8")  # fmt: skip
+        self.settings_file.write_text(
+            TEMPLATE.format(
+                site=self.site,
+                site_text=json.dumps(self.site),
+                server_text=json.dumps(server),
+                threads=os.cpu_count() or 1,
+                data=tables or '\n# [[data]]\n# path = "/srv/handbook"\n',
+            ),
+            encoding="utf-8",
+        )

@@ -17,7 +17,11 @@ def status(place: SiteHome) -> StatusReport:
         expires = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
         days = int((expires - time.time()) // 86_400)
     return StatusReport(
-        site=place.site, server=settings.server, certificate_days_left=days,
-        run=version.plan.name if version else None, version=version.number if version else None,
+        site=place.site,
+        server=settings.server,
+        certificate_days_left=days,
+        run=version.plan.name if version else None,
+        version=version.number if version else None,
         rounds=version.plan.rounds if version else None,
-        version_at=federated_file(place.state).stat().st_mtime if version else None)  # fmt: skip
+        version_at=federated_file(place.state).stat().st_mtime if version else None,
+    )

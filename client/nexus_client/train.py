@@ -56,8 +56,15 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def local_update(layout: Layout, vector: Vector, tasks: Sequence[Task], states: States, settings: LocalSettings,
-                 rng: np.random.Generator, on_step: Callable[[int], None] = lambda _: None) -> Vector:  # fmt: skip
+def local_update(
+    layout: Layout,
+    vector: Vector,
+    tasks: Sequence[Task],
+    states: States,
+    settings: LocalSettings,
+    rng: np.random.Generator,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> Vector:
     """Train for ``settings.steps`` steps from ``vector``; the change of it, clipped to L2 norm ``clip_norm``.
 
     Raises NexusError where there is nothing to train on or the result is not finite.
@@ -72,8 +79,15 @@ def clipped(update: Vector, clip_norm: float) -> Vector:
     return update if norm <= clip_norm else (update * (clip_norm / norm)).astype(np.float32)
 
 
-def local_steps(layout: Layout, vector: Vector, tasks: Sequence[Task], states: States, settings: LocalSettings,
-                rng: np.random.Generator, on_step: Callable[[int], None] = lambda _: None) -> Vector:  # fmt: skip
+def local_steps(
+    layout: Layout,
+    vector: Vector,
+    tasks: Sequence[Task],
+    states: States,
+    settings: LocalSettings,
+    rng: np.random.Generator,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> Vector:
     """As ``local_update``, but the trained vector itself."""
     tasks = [task for task in tasks if _size(task)]
     if not tasks:
@@ -96,8 +110,9 @@ def local_steps(layout: Layout, vector: Vector, tasks: Sequence[Task], states: S
         on_step(step + 1)
     trained = learner.adapter.vector()
     if not np.isfinite(trained).all():
-        raise NexusError(f"training diverged within {settings.steps} steps; lower local.learning_rate "
-                         f"(now {settings.learning_rate})")  # fmt: skip
+        raise NexusError(
+            f"training diverged within {settings.steps} steps; lower local.learning_rate (now {settings.learning_rate})"
+        )
     return trained
 
 
@@ -120,7 +135,13 @@ def task_loss(learner: Learner, task: Task, settings: LocalSettings, rng: np.ran
 def ranking_loss(learner: Learner, task: RankingTask, settings: LocalSettings, rng: np.random.Generator) -> Tensor:
     """InfoNCE over one batch of questions, each with one of its right passages drawn at random."""
     rows = rng.choice(len(task.queries), min(settings.batch_rows, len(task.queries)), replace=False)
-    targets = np.array([rng.choice(task.positives[row]) for row in rows])
+    right = [task.positives[row] for row in rows]
+    targets = np.array(
+        [
+            rng.choice(places[task.passages[places] != task.queries[row]])
+            for row, places in zip(rows, right, strict=True)
+        ]
+    )
     hard = [rng.choice(task.negatives[row]) for row in rows if len(task.negatives[row])]
     drawn = rng.choice(len(task.passages), min(settings.corpus_negatives, len(task.passages)), replace=False)
     candidates, label = np.unique(np.concatenate([targets, hard, drawn]).astype(np.int64), return_inverse=True)
@@ -137,7 +158,7 @@ def ranking_loss(learner: Learner, task: RankingTask, settings: LocalSettings, r
 
 
 def scored_loss(learner: Learner, task: ScoredTask, rows: Ids, settings: LocalSettings) -> Tensor:
-    """Cosine against score: squared error, or CoSENT's log(1 + sum exp(scale (cos_i - cos_j))) over score_i < score_j."""
+    """Cosine against score: squared error, or CoSENT: log(1 + sum exp(s (cos_i - cos_j))) over score_i < score_j."""
     count = len(rows)
     both = learner.embed(np.concatenate([task.a[rows], task.b[rows]]))  # [2 rows, 384]
     cosine = (both[:count] * both[count:]).sum(dim=-1)

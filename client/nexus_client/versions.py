@@ -43,8 +43,9 @@ class StoredAdapter:
             plan.adapter.layout.split(vector)
             return cls(plan, int(facts["number"]), vector, facts["trained_on"])
         except (SafetensorError, KeyError, ValueError, TypeError, json.JSONDecodeError) as problem:
-            raise NexusError(f"{path} is damaged ({type(problem).__name__}); delete it: the server sends the newest "
-                             "version again") from None  # fmt: skip
+            raise NexusError(
+                f"{path} is damaged ({type(problem).__name__}); delete it: the server sends the newest version again"
+            ) from None
 
 
 def federated_file(state: Path) -> Path:

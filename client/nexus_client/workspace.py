@@ -6,6 +6,7 @@ Everything that trains or judges at a site goes through here: the agent's rounds
 import hashlib
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.errors import NexusError, Refusal
-from nexus_common.layout import Layout, Vector
+from nexus_common.layout import WIDTH, Layout, Vector
 from nexus_common.plan import Plan
 from numpy.typing import NDArray
 
@@ -24,10 +25,11 @@ from nexus_client.data import SiteRows, read_rows
 from nexus_client.embed import CachedStates, Encoder, Progress, base_hash, default_base
 from nexus_client.material import Ids, RankingTask, Task
 from nexus_client.site import SiteHome, SiteSettings
-from nexus_client.split import Material, build_material
+from nexus_client.split import Material, build_material, size
 from nexus_client.train import best_device
 
 PROJECT_ROWS: Final = 8192
+SOME_ANSWERS: Final = 8  # a label's utterances all answer each other
 
 
 @dataclass(frozen=True)
@@ -83,70 +85,71 @@ class Workspace:
         if self.place.site not in plan.sites:
             raise Refusal("wrong-context", f"run {plan.name} is for {', '.join(plan.sites)}, not for {self.place.site}")
         if plan.base_model != self.base_hash:
-            raise Refusal("unknown-base-model", f"run {plan.name} names base {plan.base_model[:12]}…, this site has "
-                          f"{self.base_hash[:12]}… ({self.base_folder}); set base_model in site.toml")  # fmt: skip
+            raise Refusal(
+                "unknown-base-model",
+                f"run {plan.name} names base {plan.base_model[:12]}…, this site has "
+                f"{self.base_hash[:12]}… ({self.base_folder}); set base_model in site.toml",
+            )
 
     def ready(self, layout: Layout, progress: Progress = lambda *_: None) -> Readied:
-        """Embed what is missing and return what trains; texts that left the files leave the cache."""
+        """Embed what is missing and return what trains; what is no longer needed leaves the cache."""
         with self._lock:
             material = self.material
             if not material.train:
                 raise Refusal("no-data", f"none of {self.rows.count} rows is a training row; see `nexus-client check`")
-            texts = material.texts.items
-            tasks, tokens = material.train, list[str]()
-            if layout.salience is not None:
-                tasks, numbers = within(material.train, self.settings.salience_rows)
-                tokens = [texts[number] for number in numbers]
-            self.encoder.cache.keep_only(texts)
+            texts, cache = material.texts.items, self.encoder.cache
+            if layout.salience is None:
+                cache.keep_only(pooled=texts, tokens=texts)
+                self.encoder.fill(texts, tokens=(), progress=progress)
+                return Readied(layout, material.train, CachedStates(cache, texts, pooled=True))
+            numbers = first_texts(material.train, texts, self.settings.salience_rows)
+            tasks = [task for task in (task.only(set(numbers)) for task in material.train) if size(task)]
+            if not tasks:
+                raise NexusError(
+                    f"salience_rows = {self.settings.salience_rows} leaves no training row; raise it in site.toml "
+                    "(default 5000)"
+                )
+            tokens = [texts[number] for number in numbers]
+            cache.keep_only(pooled=texts, tokens=tokens)
             self.encoder.fill(texts, tokens=tokens, progress=progress)
-            return Readied(layout, tasks, CachedStates(self.encoder.cache, texts))
+            return Readied(layout, tasks, CachedStates(cache, texts, pooled=False))
 
-    def embed(self, layout: Layout, vector: Vector, numbers: Ids) -> NDArray[np.float32]:
-        """The texts of these numbers under an adapter: [n, 384] of length 1."""
+    def embed(self, adapters: Sequence[tuple[Layout, Vector]], numbers: Ids) -> list[NDArray[np.float32]]:
+        """The texts of these numbers under each adapter, [n, 384] of length 1; each text is encoded once at most."""
         device = best_device()
-        adapter = DendriticAdapter(layout).load_vector(vector).to(device).eval()
-        texts = self.material.texts.items
+        models = [DendriticAdapter(layout).load_vector(vector).to(device).eval() for layout, vector in adapters]
+        texts = [self.material.texts.items[number] for number in numbers]
+        place = {text: i for i, text in enumerate(texts)}
+        out = [np.empty((len(texts), WIDTH), np.float32) for _ in models]
+        pooling = [i for i, model in enumerate(models) if model.salience is not None]
         with torch.inference_mode():
-            if adapter.salience is None:
-                pooled = torch.from_numpy(self.encoder.cache.pooled([texts[n] for n in numbers]))
-                parts = [adapter(part.to(device)).cpu() for part in pooled.split(PROJECT_ROWS)]
-                return torch.cat(parts).numpy() if parts else np.empty((0, 384), np.float32)
-            place = {texts[number]: i for i, number in enumerate(numbers)}
-            out = np.empty((len(numbers), 384), np.float32)
-            for batch, states, mask in self.encoder.token_batches(list(place)):
-                out[[place[text] for text in batch]] = adapter(states.to(device), mask.to(device)).cpu().numpy()
+            for batch, states, mask in self.encoder.token_batches(texts) if pooling else ():
+                rows = [place[text] for text in batch]
+                for i in pooling:
+                    out[i][rows] = models[i](states.to(device), mask.to(device)).cpu().numpy()
+            for i in set(range(len(models))) - set(pooling):
+                for at in range(0, len(texts), PROJECT_ROWS):
+                    part = torch.from_numpy(self.encoder.cache.pooled(texts[at : at + PROJECT_ROWS])).to(device)
+                    out[i][at : at + PROJECT_ROWS] = models[i](part).cpu().numpy()
         self.encoder.release()
         return out
 
     def base_vectors(self, numbers: Ids) -> NDArray[np.float32]:
         """The same texts under the base model."""
-        return self.encoder.cache.pooled([self.material.texts.items[n] for n in numbers])
+        texts = [self.material.texts.items[number] for number in numbers]
+        self.encoder.fill(texts, tokens=())
+        return self.encoder.cache.pooled(texts)
 
 
-def within(tasks: list[Task], limit: int) -> tuple[list[Task], list[int]]:
-    """The tasks cut down to at most ``limit`` texts, questions in an order that does not change, and those texts."""
-    kept: dict[int, None] = {}
-    cut: list[Task] = []
+def first_texts(tasks: Sequence[Task], texts: Sequence[str], limit: int) -> list[int]:
+    """Numbers of at most ``limit`` texts of training rows, in an order that adding rows does not change."""
+    rows: list[tuple[int, ...]] = []
     for task in tasks:
-        if not isinstance(task, RankingTask):
-            rows = [i for i in range(len(task.a)) if _room(kept, {int(task.a[i]), int(task.b[i])}, limit)]
-            cut.append(type(task)(task.a[rows], task.b[rows], task.score[rows]))
-            continue
-        questions = [i for i in range(len(task.queries))
-                     if _room(kept, {int(task.queries[i]), *map(int, task.passages[task.positives[i]])}, limit)]  # fmt: skip
-        for passage in task.passages:
-            _room(kept, {int(passage)}, limit)
-        cut.append(task.subset(questions).only_passages([i for i, p in enumerate(task.passages) if int(p) in kept]))
-    if tasks and not any(len(task.queries) if isinstance(task, RankingTask) else len(task.a) for task in cut):
-        raise NexusError(f"salience_rows = {limit} leaves no training row; raise it in site.toml (default 5000)")
-    return cut, list(kept)
-
-
-def _room(kept: dict[int, None], wanted: set[int], limit: int) -> bool:
-    """Take the texts if they still fit."""
-    if len(kept.keys() | wanted) > limit:
-        return False
-    kept.update(dict.fromkeys(sorted(wanted)))
-    return True
-
-
+        if isinstance(task, RankingTask):
+            right = (task.passages[places[:SOME_ANSWERS]] for places in task.positives)
+            rows += [(int(q), *map(int, p)) for q, p in zip(task.queries, right, strict=True)]
+            rows += [(int(p),) for p in task.passages]
+        else:
+            rows += [(int(a), int(b)) for a, b in zip(task.a, task.b, strict=True)]
+    rows.sort(key=lambda row: hashlib.sha256(texts[row[0]].encode()).digest())
+    return list(dict.fromkeys(number for row in rows for number in row))[:limit]

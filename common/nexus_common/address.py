@@ -33,5 +33,8 @@ def refuse_beyond_loopback(text: str) -> None:
     except ValueError:
         loopback = host == "localhost"
     if not loopback:
-        raise Refusal("no-secure-aggregation-yet", f"{text} is not a loopback address; the server could read every "
-                      "site's update, so until secure aggregation is in, both programs stay on 127.0.0.1 or ::1")  # fmt: skip
+        raise Refusal(
+            "no-secure-aggregation-yet",
+            f"{text} is not a loopback address; the server could read every "
+            "site's update, so until secure aggregation is in, both programs stay on 127.0.0.1 or ::1",
+        )

@@ -9,6 +9,7 @@ import datetime as dt
 import hashlib
 import ipaddress
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -111,8 +112,9 @@ def make_authority(key: TransportKey, name: str, now: dt.datetime) -> x509.Certi
     )
 
 
-def issue_server(ca_key: TransportKey, ca: x509.Certificate, key: ec.EllipticCurvePublicKey, hosts: list[str],
-                 now: dt.datetime) -> x509.Certificate:  # fmt: skip
+def issue_server(
+    ca_key: TransportKey, ca: x509.Certificate, key: ec.EllipticCurvePublicKey, hosts: list[str], now: dt.datetime
+) -> x509.Certificate:
     """A certificate for the server under every host name and address by which sites may dial it."""
     names: list[x509.GeneralName] = []
     for host in hosts:
@@ -123,11 +125,16 @@ def issue_server(ca_key: TransportKey, ca: x509.Certificate, key: ec.EllipticCur
     return _issue(ca_key, ca, key, hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, now)
 
 
-def issue_site(ca_key: TransportKey, ca: x509.Certificate, key: ec.EllipticCurvePublicKey, site: str,
-               identity: bytes, now: dt.datetime) -> x509.Certificate:  # fmt: skip
+def issue_site(
+    ca_key: TransportKey,
+    ca: x509.Certificate,
+    key: ec.EllipticCurvePublicKey,
+    site: str,
+    identity: bytes,
+    now: dt.datetime,
+) -> x509.Certificate:
     """A client certificate that names the site and its identity key."""
-    names = [x509.UniformResourceIdentifier(_SITE + site),
-             x509.UniformResourceIdentifier(_IDENTITY + identity.hex())]  # fmt: skip
+    names = [x509.UniformResourceIdentifier(_SITE + site), x509.UniformResourceIdentifier(_IDENTITY + identity.hex())]
     return _issue(ca_key, ca, key, site, names, ExtendedKeyUsageOID.CLIENT_AUTH, now)
 
 
@@ -150,12 +157,22 @@ def check_issued_by(certificate: x509.Certificate, ca: x509.Certificate, pinned:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):
         issuer = certificate.issuer.rfc4514_string()
-        raise Refusal("wrong-authority", f"the certificate came from {issuer!r}, not from the consortium's key: this "
-                      "network inspects TLS, or another server answers there; have the address exempted") from None  # fmt: skip
+        raise Refusal(
+            "wrong-authority",
+            f"the certificate came from {issuer!r}, not from the consortium's key: this "
+            "network inspects TLS, or another server answers there; have the address exempted",
+        ) from None
 
 
-def _issue(ca_key: TransportKey, ca: x509.Certificate, key: ec.EllipticCurvePublicKey, common_name: str,
-           names: list[x509.GeneralName], usage: x509.ObjectIdentifier, now: dt.datetime) -> x509.Certificate:  # fmt: skip
+def _issue(
+    ca_key: TransportKey,
+    ca: x509.Certificate,
+    key: ec.EllipticCurvePublicKey,
+    common_name: str,
+    names: Sequence[x509.GeneralName],
+    usage: x509.ObjectIdentifier,
+    now: dt.datetime,
+) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     return (
@@ -169,8 +186,9 @@ def _issue(ca_key: TransportKey, ca: x509.Certificate, key: ec.EllipticCurvePubl
     )
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: dt.datetime,
-             days: int) -> x509.CertificateBuilder:  # fmt: skip
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: dt.datetime, days: int
+) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -185,6 +203,13 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not signs_certificates, key_cert_sign=signs_certificates, crl_sign=signs_certificates,
-        content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
-        encipher_only=False, decipher_only=False)  # fmt: skip
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs, quote, urlsplit
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from nexus_common.config import SiteName
 from nexus_common.errors import NexusError
@@ -30,7 +30,7 @@ class Authority(Body):
 class EnrolRequest(Body):
     """A site's two public keys, each proven by a signature."""
 
-    model_config = {**Body.model_config, "ser_json_bytes": "base64", "val_json_bytes": "base64"}
+    model_config = ConfigDict(**Body.model_config, ser_json_bytes="base64", val_json_bytes="base64")
     site: SiteName
     secret: bytes
     csr: bytes
@@ -75,8 +75,10 @@ class Invite:
         except (ValueError, KeyError, ValidationError):
             whole = None
         if not whole:
-            raise NexusError("this is not an invitation line (nexus://SITE:SECRET@HOST:PORT/?ca=HASH); paste it whole, "
-                             "as `nexus-server invite` printed it")  # fmt: skip
+            raise NexusError(
+                "this is not an invitation line (nexus://SITE:SECRET@HOST:PORT/?ca=HASH); paste it whole, "
+                "as `nexus-server invite` printed it"
+            )
         return cls(address, site, ca, secret)
 
 

@@ -1,4 +1,4 @@
-"""The shared half of the only places that touch Flower: its switches, its private names, and our parcels as its messages.
+"""The shared half of what touches Flower: its off switches, its private names, and our parcels as its messages.
 
 Checked against flwr 1.41.0, pinned exactly; ``tests/federation/test_flower_contract.py`` names every assumption.  It
 must be imported before anything from flwr, because the off switches are read at import.
@@ -55,14 +55,45 @@ from nexus_common.errors import Refusal
 from nexus_common.wire import Parcel
 
 __all__ = [
-    "NOOP_FLWR_AID", "SUPERLINK_NODE_ID", "ActivateNodeRequest", "ConfirmMessageReceivedRequest", "Context",
-    "DeactivateNodeRequest", "Error", "ErrorCode", "Message", "Node", "ObjectPullError", "ObjectPushError",
-    "PullMessagesRequest", "PullObjectRequest", "PushMessagesRequest", "PushObjectRequest", "RecordDict",
-    "SendNodeHeartbeatRequest", "SubStatus", "TaskIdentity", "get_all_nested_objects", "get_object_id",
-    "get_object_tree", "inflate_object_from_contents", "instruction", "iterate_object_tree", "make_message",
-    "make_pull_object_fn_protobuf", "make_push_object_fn_protobuf", "message_from_proto", "message_to_proto",
-    "no_object_id_recompute", "parcel_of", "pull_objects", "push_objects", "remove_content_from_message", "reply",
-]  # fmt: skip
+    "NOOP_FLWR_AID",
+    "SUPERLINK_NODE_ID",
+    "ActivateNodeRequest",
+    "ConfirmMessageReceivedRequest",
+    "Context",
+    "DeactivateNodeRequest",
+    "Error",
+    "ErrorCode",
+    "Message",
+    "Node",
+    "ObjectPullError",
+    "ObjectPushError",
+    "PullMessagesRequest",
+    "PullObjectRequest",
+    "PushMessagesRequest",
+    "PushObjectRequest",
+    "RecordDict",
+    "SendNodeHeartbeatRequest",
+    "SubStatus",
+    "TaskIdentity",
+    "get_all_nested_objects",
+    "get_object_id",
+    "get_object_tree",
+    "inflate_object_from_contents",
+    "instruction",
+    "iterate_object_tree",
+    "make_message",
+    "make_pull_object_fn_protobuf",
+    "make_push_object_fn_protobuf",
+    "message_from_proto",
+    "message_to_proto",
+    "no_object_id_recompute",
+    "parcel_of",
+    "pull_objects",
+    "push_objects",
+    "remove_content_from_message",
+    "reply",
+    "whole_message",
+]
 
 logging.getLogger("flwr").setLevel(logging.WARNING)  # its INFO lines carry one entry per message
 
@@ -85,18 +116,34 @@ def content_of(parcel: Parcel) -> RecordDict:
 
 def parcel_of(message: Message) -> Parcel:
     """The inverse; Refusal ``malformed`` for anything else that a peer may have put into a message."""
-    try:
-        records = dict(message.content)
-        fields = dict(records.pop("nexus"))
-        arrays = dict(records.pop("vector", {}))
-        vector = arrays.pop("vector").data if arrays else None
-        kind = fields.pop("kind")
-        plain = isinstance(kind, str) and not records and not arrays
-    except (AttributeError, KeyError, TypeError, ValueError) as problem:
-        raise Refusal("malformed", f"not a NEXUS message ({type(problem).__name__})") from None
-    if not plain or not all(type(value) in (int, str, bytes) for value in fields.values()):
+    if message.has_error():
+        raise Refusal("malformed", "an error of Flower's instead of a NEXUS message")
+    records: dict[str, Any] = dict(message.content)
+    config, arrays = records.pop("nexus", None), records.pop("vector", ArrayRecord())
+    if records or not isinstance(config, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise Refusal("malformed", "not a NEXUS message")
-    return Parcel(kind, fields, vector)
+    fields, found = dict(config), dict(arrays)
+    kind, vector = fields.pop("kind", None), found.pop("vector", None)
+    plain = {name: value for name, value in fields.items() if isinstance(value, int | str | bytes)}
+    if found or not isinstance(kind, str) or len(plain) < len(fields):
+        raise Refusal("malformed", "not a NEXUS message")
+    return Parcel(kind, plain, None if vector is None else vector.data)
+
+
+def whole_message(object_id: str, contents: dict[str, bytes], metadata: Any) -> Message:
+    """A message from its parts, under ``metadata`` that the caller believes: the inner copy is the sender's word.
+
+    Refusal ``malformed`` for anything that Flower's parsers cannot read, whatever they raise.
+    """
+    try:
+        inner = inflate_object_from_contents(object_id, contents)
+    except Exception as problem:  # noqa: BLE001  bytes of a peer must not be able to stop a process
+        raise Refusal("malformed", f"parts that do not make a message ({type(problem).__name__})") from None
+    if not isinstance(inner, Message):
+        raise Refusal("malformed", f"a {type(inner).__name__} instead of a message")
+    if inner.has_error():
+        return make_message(metadata=metadata, error=inner.error)
+    return make_message(metadata=metadata, content=inner.content)
 
 
 def instruction(parcel: Parcel, node: int, ttl_seconds: float) -> Message:

@@ -48,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """``projection``: dendrites of the 384 -> 384 layer.  ``salience``: dendrites of the 384 -> 1 head, None = no head."""
+    """``projection``: dendrites of the 384 -> 384 layer; ``salience``: those of the 384 -> 1 head, None = no head."""
 
     projection: int = 0
     salience: int | None = None
@@ -105,7 +105,7 @@ class Layout:
         """
         vector = np.zeros(self.dim, np.float32)
         for entry in self.entries:
-            place, kind = entry.name.split(".", 1)
+            kind = entry.name.split(".", 1)[1]
             if entry.name == "projection.weight":
                 vector[entry.span] = np.eye(WIDTH, dtype=np.float32).ravel()
             elif kind.startswith("dendrites."):
@@ -136,4 +136,5 @@ def first_dendrite_values(seed: bytes, name: str, count: int) -> Vector:
     key = HKDF(SHA256(), 32, salt=None, info=b"nexus first dendrite 1\n" + name.encode()).derive(seed)
     stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor().update(bytes(24 * count))
     sums = np.frombuffer(stream, "<u2").reshape(count, 12).sum(axis=1, dtype=np.int64)
-    return (np.float64(0.01) * ((sums - 393_210) / 65_536)).astype(np.float32)
+    values: Vector = (np.float64(0.01) * ((sums - 393_210) / 65_536)).astype(np.float32)
+    return values

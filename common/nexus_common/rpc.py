@@ -44,8 +44,12 @@ class Method(Generic[Req, Ans]):
     run: Callable[[Req], Ans]
 
 
-def start(methods: Mapping[str, Method[Any, Any]], service: str, address: str,
-          credentials: grpc.ServerCredentials | None = None) -> grpc.Server:  # fmt: skip
+def start(
+    methods: Mapping[str, Method[Any, Any]],
+    service: str,
+    address: str,
+    credentials: grpc.ServerCredentials | None = None,
+) -> grpc.Server:
     """Serve at ``unix:PATH`` or ``HOST:PORT``; NexusError where the address cannot be taken."""
     server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix=service), options=_LIMITS, maximum_concurrent_rpcs=32)
     server.add_generic_rpc_handlers((_handlers(service, methods),))
@@ -54,8 +58,9 @@ def start(methods: Mapping[str, Method[Any, Any]], service: str, address: str,
     except RuntimeError:
         port = 0
     if not port:
-        raise NexusError(f"cannot listen at {address}: it is taken or not this machine's; "
-                         "is the same program already running?")  # fmt: skip
+        raise NexusError(
+            f"cannot listen at {address}: it is taken or not this machine's; is the same program already running?"
+        )
     server.start()
     return server
 
@@ -71,16 +76,19 @@ def local_address(socket: Path) -> str:
     """gRPC's name of a Unix socket; NexusError where the path is longer than the kernel takes."""
     path = str(socket.absolute())
     if len(path.encode()) > MAX_SOCKET_PATH:
-        raise NexusError(f"the socket path {path} has {len(path.encode())} bytes, at most {MAX_SOCKET_PATH}: "
-                         "choose a shorter --home")  # fmt: skip
+        raise NexusError(
+            f"the socket path {path} has {len(path.encode())} bytes, at most {MAX_SOCKET_PATH}: choose a shorter --home"
+        )
     return f"unix:{path}"
 
 
-def call(channel: grpc.Channel, service: str, name: str, request: BaseModel, answer: type[Ans],
-         timeout_seconds: float = 30.0) -> Ans:  # fmt: skip
+def call(
+    channel: grpc.Channel, service: str, name: str, request: BaseModel, answer: type[Ans], timeout_seconds: float = 30.0
+) -> Ans:
     """Call and validate; NexusError with the method's own text, ``ConnectionError`` where nobody answers."""
-    method = channel.unary_unary(f"/{service}/{name}", request_serializer=_to_bytes,
-                                 response_deserializer=answer.model_validate_json)  # fmt: skip
+    method = channel.unary_unary(
+        f"/{service}/{name}", request_serializer=_to_bytes, response_deserializer=answer.model_validate_json
+    )
     try:
         return method(request, timeout=timeout_seconds)  # type: ignore[no-any-return]
     except grpc.RpcError as problem:
@@ -94,9 +102,13 @@ def _to_bytes(body: BaseModel) -> bytes:
 
 
 def _handlers(service: str, methods: Mapping[str, Method[Any, Any]]) -> grpc.GenericRpcHandler:
-    return grpc.method_handlers_generic_handler(service, {
-        name: grpc.unary_unary_rpc_method_handler(_guarded(method), response_serializer=_to_bytes)
-        for name, method in methods.items()})  # fmt: skip
+    return grpc.method_handlers_generic_handler(
+        service,
+        {
+            name: grpc.unary_unary_rpc_method_handler(_guarded(method), response_serializer=_to_bytes)
+            for name, method in methods.items()
+        },
+    )
 
 
 def _guarded(method: Method[Any, Any]) -> Callable[[bytes, grpc.ServicerContext], BaseModel]:

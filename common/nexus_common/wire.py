@@ -90,9 +90,14 @@ Message = Prepare | Readiness | TrainRound | Update | Deliver | Received | Refus
 M = TypeVar("M", Prepare, Readiness, TrainRound, Update, Deliver, Received, Refused)
 
 KINDS: Final[dict[str, type[Any]]] = {
-    "prepare": Prepare, "readiness": Readiness, "train": TrainRound, "update": Update,
-    "deliver": Deliver, "received": Received, "refused": Refused,
-}  # fmt: skip
+    "prepare": Prepare,
+    "readiness": Readiness,
+    "train": TrainRound,
+    "update": Update,
+    "deliver": Deliver,
+    "received": Received,
+    "refused": Refused,
+}
 _NAMES: Final = {kind: name for name, kind in KINDS.items()}
 _LENGTHS: Final = {"run": HASH, "model": HASH, "signature": SIGNATURE}
 READY: Final[Literal["ready"]] = "ready"
@@ -161,8 +166,15 @@ def model_hash(run: bytes, layout: Layout, number: int, vector: bytes) -> bytes:
 
 def _signed_bytes(run: bytes, number: int, site: str, model: bytes, vector: bytes) -> bytes:
     name = site.encode()
-    return (b"nexus update 1\n" + run + number.to_bytes(4, "little") + len(name).to_bytes(1, "little") + name + model
-            + hashlib.sha256(vector).digest())  # fmt: skip
+    return (
+        b"nexus update 1\n"
+        + run
+        + number.to_bytes(4, "little")
+        + len(name).to_bytes(1, "little")
+        + name
+        + model
+        + hashlib.sha256(vector).digest()
+    )
 
 
 def signed_update(key: Ed25519PrivateKey, run: bytes, number: int, site: str, model: bytes, vector: bytes) -> Update:
@@ -176,6 +188,7 @@ def verify_update(identity: bytes, run: bytes, number: int, site: str, model: by
         raise Refusal("wrong-context", "the update answers another model than the round's")
     try:
         Ed25519PublicKey.from_public_bytes(identity).verify(
-            update.signature, _signed_bytes(run, number, site, model, update.vector))  # fmt: skip
+            update.signature, _signed_bytes(run, number, site, model, update.vector)
+        )
     except InvalidSignature:
         raise Refusal("bad-signature", f"the update in {site}'s name is not signed by {site}") from None

@@ -57,7 +57,9 @@ def ask(program: str, *args: str, stdin: str | None = None) -> dict:
 def start(program: str, log: Path, *args: str) -> subprocess.Popen:
     """Start a program that runs until it is stopped."""
     with log.open("w") as file:
-        return subprocess.Popen(command(program, *args), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(
+            command(program, *args), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
 
 
 class Elsewhere:
@@ -85,10 +87,18 @@ def enrol(processes: list[subprocess.Popen]) -> None:
     """Server up, three sites enrolled by one pasted line each, three agents up."""
     step("nexus-server init: state folder, keys and the consortium's certificate authority")
     port, enrol_port = free_ports(2)
-    ask("nexus-server", "init", "--name", "demo", "--address", f"127.0.0.1:{port}",
-        "--enrol-address", f"127.0.0.1:{enrol_port}")  # fmt: skip
+    ask(
+        "nexus-server",
+        "init",
+        "--name",
+        "demo",
+        "--address",
+        f"127.0.0.1:{port}",
+        "--enrol-address",
+        f"127.0.0.1:{enrol_port}",
+    )
     processes.append(start("nexus-server", HOME / "server.log"))
-    until("the server is up", lambda: (HOME / "server" / "admin.sock").exists(), processes)
+    until("the server is up", (HOME / "server" / "admin.sock").exists, processes)
     for site, data in SITES.items():
         line = ask("nexus-server", "invite", site)["line"]
         ask("nexus-client", "join", "--data", str(data), stdin=line + "\n")
@@ -126,16 +136,21 @@ def train(processes: list[subprocess.Popen], elsewhere: Elsewhere) -> dict:
     while status["state"] == "running":
         if status["round"] != shown and status["round"] > 0:
             shown = status["round"]
-            console.print(f"    round {shown:2} of {status['rounds']}: {len(status['cohort'])} sites, "
-                          f"{status['round_seconds'][-1]:.1f} s")  # fmt: skip
+            console.print(
+                f"    round {shown:2} of {status['rounds']}: {len(status['cohort'])} sites, "
+                f"{status['round_seconds'][-1]:.1f} s"
+            )
         elsewhere.look(processes)
         until("the round", lambda: True, processes)
         if time.monotonic() > end:
             sys.exit(f"the run did not end within 15 minutes; see {HOME}/*.log")
         time.sleep(0.2)
         status = ask("nexus-server", "status")
-    until("every site has the last version", lambda: all(
-        ask("nexus-client", "status", "--site", site)["version"] == status["round"] for site in SITES), processes)  # fmt: skip
+    until(
+        "every site has the last version",
+        lambda: all(ask("nexus-client", "status", "--site", site)["version"] == status["round"] for site in SITES),
+        processes,
+    )
     return status
 
 
@@ -151,8 +166,10 @@ def quality_table(reports: list[dict]) -> Table:
         table.add_column(name, justify="left" if name == "site" else "right")
     for report in reports:
         lines = {line["model"]: line for line in report["lines"] if line["metric"] == "nDCG@10"}
-        cells = [f"{100 * lines[m]['mean']:.1f} ({100 * lines[m]['low']:.0f}-{100 * lines[m]['high']:.0f})"
-                 for m in ("keyword", "base", "alone", "federated")]  # fmt: skip
+        cells = [
+            f"{100 * lines[m]['mean']:.1f} ({100 * lines[m]['low']:.0f}-{100 * lines[m]['high']:.0f})"
+            for m in ("keyword", "base", "alone", "federated")
+        ]
         table.add_row(report["site"], str(lines["base"]["questions"]), *cells, lines["federated"]["against_base"] or "")
     return table
 
@@ -162,22 +179,32 @@ def examples(reports: list[dict]) -> None:
     console.print("\nTwo of the questions that improved most, and where the right passage stood before and after:")
     found = [dict(example, site=report["site"]) for report in reports for example in report["examples"]]
     for example in sorted(found, key=lambda e: e["rank_after"] - e["rank_before"])[:2]:
-        console.print(f"  {example['site']}: \"{example['question']}\"", markup=False)
+        console.print(f'  {example["site"]}: "{example["question"]}"', markup=False)
         console.print(f"    {example['passage'][:160]}", markup=False)
         console.print(f"    rank {example['rank_before']} with the base model, rank {example['rank_after']} federated")
 
 
 def summary(reports: list[dict], status: dict, seconds: float) -> dict:
     """What is written to .demo/summary.json."""
-    sites = [{
-        "site": report["site"], "rows": report["rows"],
-        "questions": next(line["questions"] for line in report["lines"] if line["metric"] == "nDCG@10"),
-        "ndcg10_before": mean_of(report, "base"), "ndcg10_after": mean_of(report, "federated"),
-        "ndcg10_alone": mean_of(report, "alone"), "ndcg10_bm25": mean_of(report, "keyword"),
-    } for report in reports]  # fmt: skip
-    return {"sites": sites, "rounds": status["round"], "seconds_install_excluded": round(seconds, 1),
-            "round_seconds_median": round(statistics.median(status["round_seconds"]), 3),
-            "bytes_up_per_site_round": status["bytes_up_per_site_round"]}  # fmt: skip
+    sites = [
+        {
+            "site": report["site"],
+            "rows": report["rows"],
+            "questions": next(line["questions"] for line in report["lines"] if line["metric"] == "nDCG@10"),
+            "ndcg10_before": mean_of(report, "base"),
+            "ndcg10_after": mean_of(report, "federated"),
+            "ndcg10_alone": mean_of(report, "alone"),
+            "ndcg10_bm25": mean_of(report, "keyword"),
+        }
+        for report in reports
+    ]
+    return {
+        "sites": sites,
+        "rounds": status["round"],
+        "seconds_install_excluded": round(seconds, 1),
+        "round_seconds_median": round(statistics.median(status["round_seconds"]), 3),
+        "bytes_up_per_site_round": status["bytes_up_per_site_round"],
+    }
 
 
 def main() -> None:
@@ -207,17 +234,26 @@ def main() -> None:
     for note in sorted({warning for report in reports for warning in report["warnings"]}):
         console.print(f"note: {note}", markup=False)
     examples(reports)
-    console.print(f"\nsent by each site a round: {result['bytes_up_per_site_round']:,} bytes (the change of the adapter's numbers)")
+    console.print(
+        f"\nsent by each site a round: {result['bytes_up_per_site_round']:,} bytes, the change of the adapter's numbers"
+    )
     console.print(f"connections elsewhere, looked at five times a second: {len(elsewhere.seen)}")
-    console.print(f"{result['rounds']} rounds, median {result['round_seconds_median']} s; the whole demo "
-                  f"{result['seconds_install_excluded']} s; figures in .demo/summary.json")  # fmt: skip
-    console.print("[bold]Not protected yet:[/bold] the server can read each site's update; both programs therefore stay on "
-                  "loopback until secure aggregation is in.")  # fmt: skip
-    console.print("\nTry next (in two terminals):\n"
-                  f"  {BIN}/nexus-server --home .demo/server\n"
-                  f"  {BIN}/nexus-server --home .demo/server models\n"
-                  f"  {BIN}/nexus-client --home .demo/sites --site hospital-a check\n"
-                  f"  {BIN}/nexus-client --home .demo/sites --site hospital-a evaluate", markup=False)  # fmt: skip
+    console.print(
+        f"{result['rounds']} rounds, median {result['round_seconds_median']} s; the whole demo "
+        f"{result['seconds_install_excluded']} s; figures in .demo/summary.json"
+    )
+    console.print(
+        "[bold]Not protected yet:[/bold] the server can read each site's update; both programs therefore stay on "
+        "loopback until secure aggregation is in."
+    )
+    console.print(
+        "\nTry next (in two terminals):\n"
+        f"  {BIN}/nexus-server --home .demo/server\n"
+        f"  {BIN}/nexus-server --home .demo/server models\n"
+        f"  {BIN}/nexus-client --home .demo/sites --site hospital-a check\n"
+        f"  {BIN}/nexus-client --home .demo/sites --site hospital-a evaluate",
+        markup=False,
+    )
 
 
 if __name__ == "__main__":

@@ -61,13 +61,13 @@ class Status(Body):
     rounds: int = 0
     phase: str = "idle"
     phase_since: float = 0.0
-    missing: list[str] = []
+    missing: tuple[str, ...] = ()
     min_cohort: int = 0
-    cohort: list[str] = []
+    cohort: tuple[str, ...] = ()
     failed_rounds: int = 0
-    round_seconds: list[float] = []
+    round_seconds: tuple[float, ...] = ()
     bytes_up_per_site_round: int | None = None
-    connected: list[str] = []
+    connected: tuple[str, ...] = ()
 
 
 class VersionLine(Body):

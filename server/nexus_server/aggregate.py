@@ -78,7 +78,7 @@ class FedAdam(FedAvg):
         b1, b2 = self.settings.momentum, self.settings.second_moment
         self.first = b1 * self.first + (1 - b1) * mean
         self.second = b2 * self.second + (1 - b2) * mean**2
-        return self.first / (np.sqrt(self.second) + self.settings.epsilon)  # type: ignore[no-any-return]
+        return self.first / (np.sqrt(self.second) + self.settings.epsilon)
 
     def state(self) -> State:
         """Both moments."""

@@ -1,4 +1,4 @@
-"""The running server: registry, Flower grid, the public door, enrolment, administration, and the thread of the rounds."""
+"""The running server: registry, Flower grid, public door, enrolment, administration, and the thread of the rounds."""
 
 import collections
 import logging

@@ -1,8 +1,8 @@
 """The consortium's certificate authority and the enrolment of sites.
 
-``init`` makes the CA.  An invitation is one line with a one-time secret; one-time means one *key*: the same request gets
-the same certificate again (the answer may have been lost), another key is refused.  The enrolment listener exists only
-while invitations are open.
+``init`` makes the CA.  An invitation is one line with a one-time secret; one-time means one *key*: the same request
+gets the same certificate again (the answer may have been lost), another key is refused.  The enrolment listener exists
+only while invitations are open.
 """
 
 import datetime as dt
@@ -12,7 +12,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from cryptography import x509
@@ -31,7 +31,8 @@ from nexus_common.enrolment import (
 )
 from nexus_common.errors import NexusError, Refusal
 
-from nexus_server.registry import Registry, SiteRow
+from nexus_server.records import SiteRow
+from nexus_server.registry import Registry
 from nexus_server.settings import ServerSettingsFile
 
 log = logging.getLogger(__name__)
@@ -127,8 +128,10 @@ class Enrolment:
         if wanted and self._listener is None:
             files = self.authority.files
             credentials = grpc.ssl_server_credentials([(files.server_key.read_bytes(), files.server.read_bytes())])
-            methods = {"authority": rpc.Method(rpc.Nothing, Authority, self._authority),
-                       "enrol": rpc.Method(EnrolRequest, EnrolAnswer, self.enrol)}  # fmt: skip
+            methods: dict[str, rpc.Method[Any, Any]] = {
+                "authority": rpc.Method(rpc.Nothing, Authority, self._authority),
+                "enrol": rpc.Method(EnrolRequest, EnrolAnswer, self.enrol),
+            }
             self._listener = rpc.start(methods, SERVICE, self.settings.enrol_listen, credentials)
             log.info("enrolment listener open at %s", self.settings.enrol_listen)
         elif not wanted and self._listener is not None:
@@ -163,9 +166,20 @@ class Enrolment:
             return EnrolAnswer(refused="invite-expired", expired=invitation.expires, contact=contact)
         certificate = self.authority.issue(request.site, key, request.identity)
         self.registry.enrol(
-            SiteRow(request.site, certs.key_hash(key), certs.public_pem(key), request.identity, certs.pem(certificate),
-                    certificate.not_valid_after_utc.timestamp(), time.time(), None, None),
-            secret_hash, request_hash)  # fmt: skip
+            SiteRow(
+                request.site,
+                certs.key_hash(key),
+                certs.public_pem(key),
+                request.identity,
+                certs.pem(certificate),
+                certificate.not_valid_after_utc.timestamp(),
+                time.time(),
+                None,
+                None,
+            ),
+            secret_hash,
+            request_hash,
+        )
         log.info("%s is enrolled", request.site)
         return EnrolAnswer(certificate=certs.pem(certificate).decode(), server=self.settings.address)
 

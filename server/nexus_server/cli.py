@@ -9,15 +9,31 @@ import grpc
 import typer
 from nexus_common import rpc
 from nexus_common.address import refuse_beyond_loopback
-from nexus_common.cli import AnywhereOptions, HomeOption, JsonOption, Options, ago, moment, options, run_cli, show, table
+from nexus_common.cli import (
+    AnywhereOptions,
+    HomeOption,
+    JsonOption,
+    Options,
+    ago,
+    moment,
+    options,
+    run_cli,
+    show,
+    table,
+)
 from nexus_common.errors import NexusError
 
 from nexus_server import admin_api as admin
 from nexus_server.settings import TEMPLATE, admin_socket, read_settings
 
-app = typer.Typer(cls=AnywhereOptions, no_args_is_help=False, add_completion=False, rich_markup_mode=None,
-                  context_settings={"help_option_names": ["-h", "--help"]},
-                  help="The consortium's server. Without a command it runs until it is stopped.")  # fmt: skip
+app = typer.Typer(
+    cls=AnywhereOptions,
+    no_args_is_help=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The consortium's server. Without a command it runs until it is stopped.",
+)
 DEFAULT_HOME = Path("/var/lib/nexus/server")
 
 
@@ -58,41 +74,64 @@ def init(
         except ValueError as problem:
             raise NexusError(str(problem)) from None
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = TEMPLATE.format(name=name.replace('"', "'"), contact=contact.replace('"', "'"), address=address,
-                           enrol_address=enrol_address)  # fmt: skip
+    text = TEMPLATE.format(
+        name=name.replace('"', "'"), contact=contact.replace('"', "'"), address=address, enrol_address=enrol_address
+    )
     (home / "server.toml").write_text(text, encoding="utf-8")
     read_settings(home)
     authority = CertificateAuthority.create(CertificateFiles(home / "keys"), name)
     fingerprint = authority.certificate.fingerprint(authority.certificate.signature_hash_algorithm).hex()[:16]  # type: ignore[arg-type]
-    show(context, {"home": str(home), "address": address, "enrol_address": enrol_address},
-         f"made {home}: server.toml, keys/ (the CA's key {fingerprint}… is what sites will pin: back it up)\n"
-         f"next: nexus-server --home {home}\n      nexus-server --home {home} invite hospital-a")  # fmt: skip
+    show(
+        context,
+        {"home": str(home), "address": address, "enrol_address": enrol_address},
+        f"made {home}: server.toml, keys/ (the CA's key {fingerprint}… is what sites will pin: back it up)\n"
+        f"next: nexus-server --home {home}\n      nexus-server --home {home} invite hospital-a",
+    )
 
 
 @app.command()
 def invite(context: typer.Context, site: str) -> None:
     """Print one line to paste at the site.  Example: nexus-server invite hospital-a"""
     answer = _call(context, "invite", admin.SiteName(site=site), admin.InviteLine)
-    show(context, answer.model_dump(),
-         f"{answer.line}\n\nPaste it at {site}: nexus-client join   (valid until {moment(answer.expires)}, for one key)\n"
-         f"Firewall at {site}: outgoing TCP to {answer.enrol_address} (joining only) and {answer.address}; TLS 1.3 "
-         "passed through, not inspected; nothing incoming.")  # fmt: skip
+    show(
+        context,
+        answer.model_dump(),
+        f"{answer.line}\n\nPaste it at {site}: nexus-client join   (valid until {moment(answer.expires)}, one key)\n"
+        f"Firewall at {site}: outgoing TCP to {answer.enrol_address} (joining only) and {answer.address}; TLS 1.3 "
+        "passed through, not inspected; nothing incoming.",
+    )
 
 
 @app.command()
 def sites(context: typer.Context) -> None:
     """List sites: enrolled, last seen, certificate days left, preparing or ready.  Example: nexus-server sites"""
     answer = _call(context, "sites", rpc.Nothing(), admin.SiteList)
-    rows = [[line.site, "connected" if line.connected else "away", ago(line.last_seen),
-             str(line.certificate_days_left), line.readiness or ""] for line in answer.sites]  # fmt: skip
+    rows = [
+        [
+            line.site,
+            "connected" if line.connected else "away",
+            ago(line.last_seen),
+            str(line.certificate_days_left),
+            line.readiness or "",
+        ]
+        for line in answer.sites
+    ]
     rows += [[site, "invited", "never", "", ""] for site in answer.invited]
-    show(context, answer.model_dump(), table(["site", "state", "last seen", "certificate days", "run"], rows)
-         if rows else "no site yet: nexus-server invite hospital-a")  # fmt: skip
+    show(
+        context,
+        answer.model_dump(),
+        table(["site", "state", "last seen", "certificate days", "run"], rows)
+        if rows
+        else "no site yet: nexus-server invite hospital-a",
+    )
 
 
 @app.command()
-def train(context: typer.Context, plan: Path,
-          detach: Annotated[bool, typer.Option("--detach", help="start and return")] = False) -> None:  # fmt: skip
+def train(
+    context: typer.Context,
+    plan: Path,
+    detach: Annotated[bool, typer.Option("--detach", help="start and return")] = False,
+) -> None:
     """Start or resume a run and show its progress; Ctrl-C leaves it running.  Example: nexus-server train plan.toml"""
     try:
         text = plan.read_text(encoding="utf-8")
@@ -132,10 +171,24 @@ def status(context: typer.Context) -> None:
 def models(context: typer.Context) -> None:
     """List versions and their cohorts.  Example: nexus-server models"""
     answer = _call(context, "models", rpc.Nothing(), admin.VersionList)
-    rows = [[v.run, str(v.number), v.hash[:12], moment(v.created), ", ".join(v.cohort) or "(first vector)",
-             f"{v.seconds:.2f}" if v.seconds is not None else ""] for v in answer.versions]  # fmt: skip
-    show(context, answer.model_dump(), table(["run", "version", "hash", "made", "cohort", "seconds"], rows)
-         if rows else "no version yet: nexus-server train plan.toml")  # fmt: skip
+    rows = [
+        [
+            v.run,
+            str(v.number),
+            v.hash[:12],
+            moment(v.created),
+            ", ".join(v.cohort) or "(first vector)",
+            f"{v.seconds:.2f}" if v.seconds is not None else "",
+        ]
+        for v in answer.versions
+    ]
+    show(
+        context,
+        answer.model_dump(),
+        table(["run", "version", "hash", "made", "cohort", "seconds"], rows)
+        if rows
+        else "no version yet: nexus-server train plan.toml",
+    )
 
 
 def sentence(status: admin.Status) -> str:
@@ -147,12 +200,17 @@ def sentence(status: admin.Status) -> str:
     if status.state not in ("running", "stopping"):
         return head
     if status.phase == "waiting":
-        return (f"{head}; waiting for {missing} since {moment(status.phase_since)} "
-                f"(at least {status.min_cohort} sites are needed); nothing is lost")  # fmt: skip
+        return (
+            f"{head}; waiting for {missing} since {moment(status.phase_since)} "
+            f"(at least {status.min_cohort} sites are needed); nothing is lost"
+        )
     if status.phase == "gathering":
         return f"{head}; enough sites are ready, giving {missing} a moment to come"
-    return head + (f"; last round with {', '.join(status.cohort)}, {status.round_seconds[-1]:.1f} s"
-                   if status.round_seconds and status.cohort else "")  # fmt: skip
+    return head + (
+        f"; last round with {', '.join(status.cohort)}, {status.round_seconds[-1]:.1f} s"
+        if status.round_seconds and status.cohort
+        else ""
+    )
 
 
 def _call(context: typer.Context, name: str, request: rpc.Body, answer: type[rpc.Ans]) -> rpc.Ans:

@@ -36,9 +36,19 @@ from nexus_server import flower as fs
 from nexus_server.grid import LocalGrid
 
 log = logging.getLogger(__name__)
-FLEET_PATHS: Final = frozenset(f"/v1/fleet/{name}" for name in (
-    "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages",
-    "pull-object", "push-object", "confirm-message-received"))  # fmt: skip
+FLEET_PATHS: Final = frozenset(
+    f"/v1/fleet/{name}"
+    for name in (
+        "activate-node",
+        "deactivate-node",
+        "send-node-heartbeat",
+        "pull-messages",
+        "push-messages",
+        "pull-object",
+        "push-object",
+        "confirm-message-received",
+    )
+)
 MAX_CONNECTIONS: Final = 400
 
 
@@ -161,19 +171,28 @@ def _is_own_reply(message: Any, node: int | None) -> bool:
     if len(message.messages_list) != 1 or len(message.message_object_trees) != 1:
         return False
     metadata, tree = message.messages_list[0].metadata, message.message_object_trees[0]
-    return bool(metadata.src_node_id == node and metadata.message_id == tree.object_id
-                and sum(1 for _ in fl.iterate_object_tree(tree)) <= fl.MAX_PARTS)  # fmt: skip
+    return bool(
+        metadata.src_node_id == node
+        and metadata.message_id == tree.object_id
+        and sum(1 for _ in fl.iterate_object_tree(tree)) <= fl.MAX_PARTS
+    )
 
 
 def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None], bytes_up: Counter[str]) -> Gate:
     """The ASGI application behind the port; ``bytes_up`` counts the bytes of request bodies by site."""
     bell = Doorbell()
     grid.ring = bell.ring
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[
-        Middleware(BaseHTTPMiddleware, dispatch=fs.http_error_translator),
-        Middleware(fs.ProtobufTranslationMiddleware),
-        Middleware(fs.NodeAuthMiddleware),
-        Middleware(BindSite, grid=grid, bell=bell, on_seen=on_seen)])  # fmt: skip
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[
+            Middleware(BaseHTTPMiddleware, dispatch=fs.http_error_translator),
+            Middleware(fs.ProtobufTranslationMiddleware),
+            Middleware(fs.NodeAuthMiddleware),
+            Middleware(BindSite, grid=grid, bell=bell, on_seen=on_seen),
+        ],
+    )
     app.state.linkstate_factory = SimpleNamespace(state=lambda: grid.state)
     app.state.enable_supernode_auth = True  # no self-registration
     app.include_router(fs.fleet_router)
@@ -200,12 +219,26 @@ def open_door(app: Gate, host: str, port: int, context: ssl.SSLContext) -> uvico
         listener.bind((host, port))
     except OSError as problem:
         listener.close()
-        raise NexusError(f"cannot listen on {host} port {port}: {problem.strerror}; is another nexus-server running? "
-                         "(`listen` in server.toml)") from None  # fmt: skip
-    server = uvicorn.Server(uvicorn.Config(
-        app, http=PeerCertificate, ws="none", lifespan="off", proxy_headers=False, server_header=False,
-        access_log=False, log_config=None, timeout_keep_alive=75, limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=1, ssl_context_factory=lambda *_: context))  # fmt: skip
+        raise NexusError(
+            f"cannot listen on {host} port {port}: {problem.strerror}; is another nexus-server running? "
+            "(`listen` in server.toml)"
+        ) from None
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=PeerCertificate,
+            ws="none",
+            lifespan="off",
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=75,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+            ssl_context_factory=lambda *_: context,
+        )
+    )
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="door", daemon=True).start()
     while not server.started:
         time.sleep(0.01)

@@ -46,8 +46,9 @@ class GridExchange:
         """Send, wait, decode; whatever a site sent, the result is a typed message or a Failure."""
         nodes = self._nodes()
         site_of = {nodes[site]: site for site in messages}
-        sent = [fl.instruction(wire.encode(message), nodes[site], timeout_seconds + 5)
-                for site, message in messages.items()]  # fmt: skip
+        sent = [
+            fl.instruction(wire.encode(message), nodes[site], timeout_seconds + 5) for site, message in messages.items()
+        ]
         answers: dict[str, wire.Message | Failure] = {site: Failure("no answer") for site in messages}
         for reply in self._grid.send_and_receive(sent, timeout=timeout_seconds):
             answers[site_of[reply.metadata.src_node_id]] = _decoded(reply)

@@ -14,6 +14,14 @@ from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
 
 __all__ = [
-    "NOOP_FEDERATION_ID", "Grid", "InMemoryLinkState", "InMemoryObjectStore", "NoOpFederationManager",
-    "NodeAuthMiddleware", "ProtobufTranslationMiddleware", "TaskType", "fleet_router", "http_error_translator",
-]  # fmt: skip
+    "NOOP_FEDERATION_ID",
+    "Grid",
+    "InMemoryLinkState",
+    "InMemoryObjectStore",
+    "NoOpFederationManager",
+    "NodeAuthMiddleware",
+    "ProtobufTranslationMiddleware",
+    "TaskType",
+    "fleet_router",
+    "http_error_translator",
+]

@@ -20,7 +20,7 @@ LOOK_SECONDS: Final = 0.02
 TASK_HEARTBEAT_SECONDS: Final = 20.0  # Flower fails a run whose task is silent for 60 s
 
 
-class SiteState(fs.InMemoryLinkState):  # type: ignore[misc]
+class SiteState(fs.InMemoryLinkState):
     """Flower's LinkState, except that a client killed seconds ago may activate again at once."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class SiteState(fs.InMemoryLinkState):  # type: ignore[misc]
             return bool(super().activate_node(node_id, heartbeat_interval))
 
 
-class LocalGrid(fs.Grid):  # type: ignore[misc]
+class LocalGrid(fs.Grid):
     """One run, in this process.  ``ring(node)`` is called when an instruction for a node is stored."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class LocalGrid(fs.Grid):  # type: ignore[misc]
         self._closed.set()
         self.state.finish_task(self.task_id, fl.SubStatus.COMPLETED, "")
 
-    def set_run(self, run: Any) -> None:
+    def set_run(self, *_: Any, **__: Any) -> None:
         """Not for this grid: its run is created with it."""
         raise RuntimeError("the run is created with the grid")
 
@@ -106,7 +106,7 @@ class LocalGrid(fs.Grid):  # type: ignore[misc]
         now = time.monotonic()
         return [node for node, seen in list(self.seen.items()) if now - seen < SILENCE_SECONDS]
 
-    def push_messages(self, messages: Iterable[fl.Message]) -> list[str | None]:
+    def push_messages(self, messages: Iterable[fl.Message]) -> list[str | None]:  # type: ignore[override]
         """Store instructions; None for each that Flower refuses (its node never activated)."""
         ids: list[str | None] = []
         for message in messages:
@@ -162,7 +162,7 @@ class LocalGrid(fs.Grid):  # type: ignore[misc]
             return _error(message, "the reply is malformed")
         if whole is not None:
             if whole.metadata.src_node_id == fl.SUPERLINK_NODE_ID:  # Flower's own error
-                return _error(message, whole.error.reason if whole.has_error() else "Flower answered itself")
+                return _error(message, (whole.has_error() and whole.error.reason) or "Flower answered itself")
             return whole
         problem = self._problem(ins_id, message, end)
         return _error(message, problem) if problem else None
@@ -171,20 +171,21 @@ class LocalGrid(fs.Grid):  # type: ignore[misc]
         """The reply with its content, or None while the site is still uploading it."""
         reply_id = reply.metadata.message_id
         tree = self.state.object_store.get_object_tree(reply_id)
-        contents = {part.object_id: self.state.get_object(self.run_id, part.object_id)
-                    for part in fl.iterate_object_tree(tree)}  # fmt: skip
-        if not all(contents.values()):
-            return None
-        inner = fl.inflate_object_from_contents(reply_id, contents)
+        contents: dict[str, bytes] = {}
+        for part in fl.iterate_object_tree(tree):
+            if not (content := self.state.get_object(self.run_id, part.object_id)):
+                return None
+            contents[part.object_id] = content
         # The site wrote the inner metadata freely; only the outer copy was checked on arrival.
-        if inner.has_error():
-            return fl.make_message(metadata=reply.metadata, error=inner.error)
-        return fl.make_message(metadata=reply.metadata, content=inner.content)
+        return fl.whole_message(reply_id, contents, reply.metadata)
 
     def _client_started(self, node: int) -> None:
         """Give up what the former process had taken: Flower never delivers an instruction twice."""
-        self._orphans |= {ins_id for ins_id, message in list(self._pending.items())
-                          if message.metadata.dst_node_id == node and message.metadata.delivered_at}  # fmt: skip
+        self._orphans |= {
+            ins_id
+            for ins_id, message in list(self._pending.items())
+            if message.metadata.dst_node_id == node and message.metadata.delivered_at
+        }
 
     def _problem(self, ins_id: str, message: fl.Message, end: float) -> str | None:
         now = time.monotonic()

@@ -17,7 +17,8 @@ from nexus_common.layout import Vector
 
 from nexus_server.aggregate import make_optimiser, mean_update
 from nexus_server.exchange import Exchange, Failure
-from nexus_server.registry import FINISHED, STOPPED, STOPPING, Registry, Run
+from nexus_server.records import FINISHED, STOPPED, STOPPING, Run
+from nexus_server.registry import Registry
 
 log = logging.getLogger(__name__)
 SMALL_TRIP_SECONDS: Final = 30.0
@@ -66,7 +67,9 @@ class Conductor:
         elif run.state == STOPPING or run.round >= run.plan.rounds:
             self._gathering = None
             self.registry.set_state(run.plan.name, STOPPED if run.state == STOPPING else FINISHED)
-            log.info("run %s %s after round %d", run.plan.name, STOPPED if run.state == STOPPING else FINISHED, run.round)
+            log.info(
+                "run %s %s after round %d", run.plan.name, STOPPED if run.state == STOPPING else FINISHED, run.round
+            )
         elif cohort := self._gather(run):
             self._round(run, cohort)
         else:
@@ -138,8 +141,9 @@ class Conductor:
             self._has[site] = (plan.name, run.round)
         log.info("run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(updates), seconds)
 
-    def _usable(self, run: Run, packed: bytes, answers: dict[str, wire.Message | Failure]
-                ) -> tuple[dict[str, Vector], dict[str, str]]:  # fmt: skip
+    def _usable(
+        self, run: Run, packed: bytes, answers: dict[str, wire.Message | Failure]
+    ) -> tuple[dict[str, Vector], dict[str, str]]:
         """Updates that are exactly what was asked for, and why the others are not."""
         plan, layout, identities = run.plan, run.plan.adapter.layout, self.identities()
         model = wire.model_hash(plan.hash, layout, run.round, packed)

@@ -88,7 +88,9 @@ class SimSite:
         self.name, self.plan = name, plan
         self.key = Ed25519PrivateKey.generate()
         self.identity = certs.raw_identity(self.key)
-        self.target = np.random.default_rng(list(name.encode())).normal(size=plan.adapter.layout.dim).astype("f4") * 0.01
+        self.target = (
+            np.random.default_rng(list(name.encode())).normal(size=plan.adapter.layout.dim).astype("f4") * 0.01
+        )
         self.received: list[int] = []
         self.trained = 0
 

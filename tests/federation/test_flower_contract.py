@@ -14,24 +14,35 @@ from nexus_server.grid import LocalGrid
 REFUSED_PATHS = {f"/v1/fleet/{name}" for name in ("register-node", "unregister-node", "get-run", "get-fab")}
 
 
-@pytest.mark.parametrize(("function", "names"), [
-    (fs.InMemoryLinkState.create_run, ["fab_id", "fab_hash", "federation_id", "flwr_aid", "primary_task_type"]),
-    (fs.InMemoryLinkState.create_node, ["owner_aid", "owner_name", "public_key", "heartbeat_interval"]),
-    (fs.InMemoryLinkState.store_message_and_object_tree, ["message", "object_tree", "session_id"]),
-    (fs.InMemoryLinkState.store_object, ["run_id", "session_id", "object_id", "object_content"]),
-    (fs.InMemoryLinkState.get_message_res, ["message_ids", "run_id"]),
-    (fs.InMemoryLinkState.activate_node, ["node_id", "heartbeat_interval"]),
-    (fc.FleetHttpClient.__init__, ["base_url", "interceptors", "verify", "timeout"]),
-    (fl.push_objects, ["objects", "push_object_fn", "object_ids_to_push"]),
-    (fl.pull_objects, ["object_ids", "pull_object_fn", "max_time", "initial_backoff", "backoff_cap"]),
-], ids=lambda value: getattr(value, "__qualname__", ""))  # fmt: skip
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (fs.InMemoryLinkState.create_run, ["fab_id", "fab_hash", "federation_id", "flwr_aid", "primary_task_type"]),
+        (fs.InMemoryLinkState.create_node, ["owner_aid", "owner_name", "public_key", "heartbeat_interval"]),
+        (fs.InMemoryLinkState.store_message_and_object_tree, ["message", "object_tree", "session_id"]),
+        (fs.InMemoryLinkState.store_object, ["run_id", "session_id", "object_id", "object_content"]),
+        (fs.InMemoryLinkState.get_message_res, ["message_ids", "run_id"]),
+        (fs.InMemoryLinkState.activate_node, ["node_id", "heartbeat_interval"]),
+        (fc.FleetHttpClient.__init__, ["base_url", "interceptors", "verify", "timeout"]),
+        (fl.push_objects, ["objects", "push_object_fn", "object_ids_to_push"]),
+        (fl.pull_objects, ["object_ids", "pull_object_fn", "max_time", "initial_backoff", "backoff_cap"]),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
 def test_private_functions_take_these_parameters(function: object, names: list[str]) -> None:
     assert set(names) <= set(inspect.signature(function).parameters)  # type: ignore[arg-type]
 
 
 def test_grid_has_exactly_these_abstract_methods() -> None:
-    assert fs.Grid.__abstractmethods__ == {"set_run", "run", "create_message", "get_node_ids", "push_messages",
-                                           "pull_messages", "send_and_receive"}  # fmt: skip
+    assert fs.Grid.__abstractmethods__ == {
+        "set_run",
+        "run",
+        "create_message",
+        "get_node_ids",
+        "push_messages",
+        "pull_messages",
+        "send_and_receive",
+    }
 
 
 def test_the_fleet_client_holds_an_httpx_client_that_can_be_replaced() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from nexus_common import wire
 from nexus_common.plan import Plan
-from nexus_server.registry import FINISHED, RUNNING, STOPPED, STOPPING, Registry
+from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING
+from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
 
 from tests.federation.sim import SimGrid, SimSite
@@ -15,8 +16,14 @@ NAMES = ("hospital-a", "hospital-b", "bank-a", "bank-b")
 
 
 def plan_of(names: tuple[str, ...], **settings: object) -> Plan:
-    fields = {"name": "sim", "sites": names, "rounds": 5, "min_cohort": 3, "gather_seconds": 0.0,
-              "local": {"clip_norm": 1000.0}} | settings  # fmt: skip
+    fields = {
+        "name": "sim",
+        "sites": names,
+        "rounds": 5,
+        "min_cohort": 3,
+        "gather_seconds": 0.0,
+        "local": {"clip_norm": 1000.0},
+    } | settings
     return Plan.model_validate(fields)
 
 
@@ -33,7 +40,9 @@ class Federation:
         self.conductor = self.new_conductor()
 
     def new_conductor(self) -> Conductor:
-        conductor = Conductor(self.registry, self.grid.exchange(), lambda: {n: s.identity for n, s in self.sites.items()})
+        conductor = Conductor(
+            self.registry, self.grid.exchange(), lambda: {n: s.identity for n, s in self.sites.items()}
+        )
         conductor.pause = lambda seconds: None  # type: ignore[method-assign]  time is a parameter of tests
         return conductor
 
@@ -140,12 +149,16 @@ class Liar(SimSite):
         name = "hospital-a" if self.spoil == "other-name" else self.name
         number = message.round + 1 if self.spoil == "other-round" else message.round
         made = wire.signed_update(self.key, message.run, number, name, model, data)
-        return {"readiness": wire.Readiness(wire.READY), "refused": wire.Refused("not-ready"),
-                "other-model": wire.Update(bytes(32), made.signature, data)}.get(self.spoil, made)  # fmt: skip
+        return {
+            "readiness": wire.Readiness(wire.READY),
+            "refused": wire.Refused("not-ready"),
+            "other-model": wire.Update(bytes(32), made.signature, data),
+        }.get(self.spoil, made)
 
 
-@pytest.mark.parametrize("spoil", ["not-finite", "short", "long", "norm", "other-name", "other-round", "other-model",
-                                   "readiness", "refused"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil", ["not-finite", "short", "long", "norm", "other-name", "other-round", "other-model", "readiness", "refused"]
+)
 def test_an_update_that_is_not_exactly_right_is_left_out(tmp_path: Path, spoil: str) -> None:
     plan = plan_of(NAMES)
     federation, honest = Federation(tmp_path / "a", plan), Federation(tmp_path / "b", plan)

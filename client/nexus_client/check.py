@@ -1,0 +1,172 @@
+"""``nexus-client check``: everything an administrator can mend before the first round, each with its remedy.
+
+Runs in the command's own process, beside a running agent or without one.  It connects to the consortium's server and
+nowhere else, and shows counts and positions of rows, never their text.
+"""
+
+import datetime as dt
+import email.utils
+import shutil
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from cryptography import x509
+from nexus_common.address import split_address
+from nexus_common.errors import NexusError
+from nexus_common.plan import PACKAGED_BASE
+
+from nexus_client.agent_api import CheckLine, CheckReport
+from nexus_client.rows import summary
+from nexus_client.site import SiteHome, SiteSettings
+from nexus_client.split import hold_out_warnings
+from nexus_client.tls import tls_context
+from nexus_client.workspace import Workspace, first_texts
+
+CONNECT_SECONDS: Final = 5.0
+WARN_DAYS: Final = 121  # a third of a certificate's year: when renewal is due
+TOKEN_BYTES: Final = 110_000  # a text's token states on disk, a typical passage
+AHEAD_SECONDS, BEHIND_SECONDS, WARN_SECONDS = 5.0, 300.0, 2.0  # Flower refuses signed times outside of these
+
+
+def check_site(place: SiteHome) -> CheckReport:
+    """Look at all of it; one fault does not hide the next."""
+    try:
+        settings = place.settings()
+    except NexusError as problem:
+        return CheckReport(site=place.site, lines=[_line("settings", "fault", str(problem), "correct site.toml")])
+    workspace = Workspace(place, settings)
+    lines = [_line("settings", "ok", str(place.settings_file))]
+    parts: tuple[Callable[[], Iterator[CheckLine]], ...] = (
+        lambda: _base_model(workspace),
+        lambda: _data(workspace),
+        lambda: _disk(workspace),
+        lambda: _certificate(place),
+        lambda: _server(place, settings),
+    )
+    for part in parts:
+        lines += part()
+    return CheckReport(site=place.site, lines=lines)
+
+
+def _line(name: str, state: str, found: str, remedy: str | None = None) -> CheckLine:
+    return CheckLine.model_validate({"name": name, "state": state, "found": found, "remedy": remedy})
+
+
+def _base_model(workspace: Workspace) -> Iterator[CheckLine]:
+    try:
+        name = workspace.base_hash
+    except NexusError as problem:
+        yield _line("base model", "fault", str(problem), "name a SentenceTransformer folder, or take base_model out")
+        return
+    packaged = "the packaged all-MiniLM-L6-v2" if name == PACKAGED_BASE else f"base_model = {name!r} in a run's file"
+    yield _line("base model", "ok", f"{workspace.base_folder} ({packaged})")
+
+
+def _data(workspace: Workspace) -> Iterator[CheckLine]:
+    try:
+        rows, material = workspace.rows, workspace.material
+    except NexusError as problem:
+        yield _line("data", "fault", str(problem), f"see [[data]] in {workspace.place.settings_file}")
+        return
+    counts = ", ".join(f"{count} rows from {name}" for name, count in rows.counts.items())
+    twice = f"; {rows.duplicates} exact duplicates counted once" if rows.duplicates else ""
+    yield _line("data", "ok", f"{counts}{twice}")
+    if rows.problems:
+        first = "; ".join(str(problem) for problem in rows.problems[:3])
+        found = f"{len(rows.problems)} rows are left out{summary(rows.problems)}\n  first: {first}"
+        yield _line("data", "warning", found, "correct these rows, or leave them out for good")
+    if rows.sections_split:
+        yield _line("data", "ok", f"{rows.sections_split} sections are longer than the model reads and were split")
+    parts = material.rows
+    held = f"{parts.train} rows to train on, {parts.choose} to choose by, {parts.judge} only to judge by"
+    yield _line("hold-out", "ok" if parts.train else "fault", held, None if parts.train else "add rows")
+    for warning in hold_out_warnings(material):
+        yield _line("hold-out", "warning", warning)
+    wanted = len(first_texts(material.train, material.texts.items, len(material.texts.items)))
+    if wanted > (limit := workspace.settings.salience_rows):
+        found = f"{wanted} texts to train on, but salience_rows = {limit}: a run with salience trains on a part"
+        yield _line("hold-out", "warning", found, f"raise salience_rows (about {TOKEN_BYTES // 1000} kB of disk each)")
+
+
+def _disk(workspace: Workspace) -> Iterator[CheckLine]:
+    state = workspace.place.state
+    free, need = shutil.disk_usage(state).free, workspace.settings.salience_rows * TOKEN_BYTES
+    found = f"{free / 1e9:.1f} GB free at {state}; the embedding cache may take up to {need / 1e9:.2f} GB"
+    if free < need:
+        yield _line("disk", "warning", found, "free some space, or lower salience_rows in site.toml")
+    else:
+        yield _line("disk", "ok", found)
+
+
+def _certificate(place: SiteHome) -> Iterator[CheckLine]:
+    path, rejoin = place.keys / "site.crt", "paste a line of `nexus-server invite` into `nexus-client join`"
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as problem:
+        yield _line("certificate", "fault", f"{path} cannot be read: {problem}", rejoin)
+        return
+    now, end = dt.datetime.now(dt.UTC), certificate.not_valid_after_utc
+    days, until = (end - now).days, f"valid until {end:%Y-%m-%d}"
+    if now < certificate.not_valid_before_utc:
+        begin = f"valid only from {certificate.not_valid_before_utc:%Y-%m-%d}, this machine says {now:%Y-%m-%d}"
+        yield _line("certificate", "fault", begin, "set this machine's clock (`timedatectl`)")
+    elif days < 0:
+        yield _line("certificate", "fault", f"{until}, this machine says {now:%Y-%m-%d}", rejoin)
+    else:
+        state = "warning" if days < WARN_DAYS else "ok"
+        yield _line(
+            "certificate", state, f"{until}, {days} days left", "ask the coordinator" if days < WARN_DAYS else None
+        )
+
+
+def _server(place: SiteHome, settings: SiteSettings) -> Iterator[CheckLine]:
+    """TCP, TLS in both directions, and the server's clock, on one connection that asks for nothing."""
+    host, port = split_address(settings.server)
+    try:
+        context = tls_context(place.keys)
+    except OSError as problem:
+        yield _line("server", "fault", f"keys and certificates cannot be used: {problem}", "run `nexus-client join`")
+        return
+    try:
+        with socket.create_connection((host, port), CONNECT_SECONDS) as plain:
+            began = time.time()
+            with context.wrap_socket(plain, server_hostname=host) as tls:
+                tls.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                answer = tls.recv(4096).decode("latin-1")
+            took = time.time() - began
+    except ssl.SSLCertVerificationError as problem:
+        found = f"the certificate at {settings.server} is not from this consortium ({problem.verify_message})"
+        yield _line("server", "fault", found, "have the address exempted from TLS inspection, or correct `server`")
+        return
+    except ssl.SSLError as problem:
+        found = f"{settings.server} refuses this site's certificate ({problem.reason})"
+        yield _line("server", "fault", found, "ask the coordinator whether this site is enrolled there")
+        return
+    except OSError as problem:
+        found = f"nobody answers at {settings.server}: {problem.strerror or problem}"
+        yield _line("server", "fault", found, "is nexus-server running, and does the firewall pass this port?")
+        return
+    yield _line("server", "ok", f"{settings.server} answers over TLS 1.3 with this consortium's certificate")
+    yield from _clock(answer, began + took / 2)
+
+
+def _clock(answer: str, here: float) -> Iterator[CheckLine]:
+    """This clock against the Date line of the server's answer, which has whole seconds."""
+    dates = [line[5:].strip() for line in answer.split("\r\n") if line.lower().startswith("date:")]
+    try:
+        there = email.utils.parsedate_to_datetime(dates[0]).timestamp() + 0.5
+    except (IndexError, ValueError):
+        yield _line("clock", "warning", "the server did not say its time", "compare `timedatectl` on both machines")
+        return
+    ahead = here - there
+    found = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server"
+    remedy = "set the clock: `timedatectl set-ntp true`"
+    if ahead > AHEAD_SECONDS or ahead < -BEHIND_SECONDS:
+        yield _line("clock", "fault", f"{found}; it refuses more than {AHEAD_SECONDS:.0f} s ahead", remedy)
+    elif abs(ahead) > WARN_SECONDS:
+        yield _line("clock", "warning", found, remedy)
+    else:
+        yield _line("clock", "ok", f"within {WARN_SECONDS:.0f} s of the server")

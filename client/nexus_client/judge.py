@@ -1,0 +1,167 @@
+"""Which of a site's models finds better: on the choosing part to decide, on the judging part only to show.
+
+``evaluate.py`` scores arrays; here a site's tasks, its models and the frozen encoder's vectors are put together.  All
+models of one call are embedded in one pass, so the encoder sees no text twice for a table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from nexus_common.layout import Layout, Vector
+from numpy.typing import NDArray
+
+from nexus_client.agent_api import Example, QualityLine
+from nexus_client.evaluate import (
+    Difference,
+    Quality,
+    QuestionScores,
+    bm25_scores,
+    difference,
+    quality,
+    rank_of_first,
+    spearman,
+    spearman_difference,
+    vector_scores,
+)
+from nexus_client.material import Ids, RankingTask, ScoredTask, Task
+from nexus_client.workspace import Workspace
+
+Embeddings = NDArray[np.float32]
+KEYWORD, BASE = "keyword", "base"
+EXAMPLES = 4
+RANKED = {"nDCG@10": "ndcg10", "MRR@10": "mrr10"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model's raw figures over all tasks of one part: per question, and per scored pair."""
+
+    questions: QuestionScores
+    cosines: NDArray[np.floating]
+
+
+def texts_of(tasks: Sequence[Task]) -> Ids:
+    """Numbers of all texts that tasks name, each once, ascending."""
+    parts = [part for task in tasks for part in _parts(task)]
+    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+def chosen_scores(workspace: Workspace, layout: Layout, vectors: Sequence[Vector]) -> list[float] | None:
+    """One figure for each adapter on the choosing part: the mean over questions and, where there are, scored pairs.
+
+    None where the choosing part is empty.
+    """
+    tasks = workspace.material.choose
+    if not tasks:
+        return None
+    numbers = texts_of(tasks)
+    embedded = workspace.embed([(layout, vector) for vector in vectors], numbers)
+    scored = np.concatenate([np.empty(0), *(task.score for task in tasks if isinstance(task, ScoredTask))])
+    figures = []
+    for vectors_of_model in embedded:
+        found = _scores(tasks, numbers, vectors_of_model)
+        gained = float(found.questions.ndcg10.sum())
+        if len(scored):
+            gained += len(scored) * spearman(found.cosines, scored).mean
+        figures.append(gained / (len(found.questions.ndcg10) + len(scored)))
+    return figures
+
+
+def judge(
+    workspace: Workspace, adapters: Mapping[str, tuple[Layout, Vector]]
+) -> tuple[list[QualityLine], list[Example]]:
+    """The table of the judging part: keyword search, base, and each adapter; and what the last adapter improved most.
+
+    Both empty where the judging part is empty.
+    """
+    tasks = workspace.material.judge
+    if not tasks:
+        return [], []
+    numbers = texts_of(tasks)
+    embedded = {BASE: workspace.base_vectors(numbers)}
+    embedded |= dict(zip(adapters, workspace.embed(list(adapters.values()), numbers), strict=True))
+    found = {model: _scores(tasks, numbers, vectors) for model, vectors in embedded.items()}
+    texts = workspace.material.texts.items
+    ranking = [task for task in tasks if isinstance(task, RankingTask)]
+    lines: list[QualityLine] = []
+    if ranking:
+        keyword = _joined(
+            [
+                bm25_scores([texts[q] for q in task.queries], [texts[p] for p in task.passages], task.positives)
+                for task in ranking
+            ]
+        )
+        rows = {KEYWORD: keyword} | {model: scores.questions for model, scores in found.items()}
+        base = found[BASE].questions
+        for model, scores in rows.items():
+            for metric, name in RANKED.items():
+                values = getattr(scores, name)
+                apart = None if model == BASE else difference(metric, values, getattr(base, name))
+                lines.append(_line(model, quality(metric, values), apart))
+    if score := [task.score for task in tasks if isinstance(task, ScoredTask)]:
+        right = np.concatenate(score)
+        for model, all_scores in found.items():
+            apart = None if model == BASE else spearman_difference(all_scores.cosines, found[BASE].cosines, right)
+            lines.append(_line(model, spearman(all_scores.cosines, right), apart))
+    last = next(reversed(embedded))
+    return lines, _examples(ranking, texts, numbers, embedded[BASE], embedded[last]) if last != BASE else []
+
+
+def _parts(task: Task) -> tuple[Ids, Ids]:
+    return (task.queries, task.passages) if isinstance(task, RankingTask) else (task.a, task.b)
+
+
+def _scores(tasks: Sequence[Task], numbers: Ids, vectors: Embeddings) -> Scores:
+    """Figures of one model; ``vectors`` [n, 384] belong to ``numbers`` [n]."""
+    ranked, cosines = [], [np.empty(0, np.float32)]
+    for task in tasks:
+        first, second = (vectors[np.searchsorted(numbers, part)] for part in _parts(task))
+        if isinstance(task, RankingTask):
+            ranked.append(vector_scores(first, second, task.positives))
+        else:
+            cosines.append((first * second).sum(axis=1))
+    return Scores(_joined(ranked), np.concatenate(cosines))
+
+
+def _joined(parts: Sequence[QuestionScores]) -> QuestionScores:
+    return QuestionScores(
+        np.concatenate([part.ndcg10 for part in parts] or [np.empty(0)]),
+        np.concatenate([part.mrr10 for part in parts] or [np.empty(0)]),
+    )
+
+
+def _line(model: str, found: Quality, apart: Difference | None) -> QualityLine:
+    against = None if apart is None else f"{apart.verdict} ({100 * apart.mean:+.1f})"
+    return QualityLine(
+        model=model,
+        metric=found.metric,
+        mean=found.mean,
+        low=found.low,
+        high=found.high,
+        questions=found.questions,
+        against_base=against,
+    )
+
+
+def _examples(
+    ranking: Sequence[RankingTask], texts: Sequence[str], numbers: Ids, before: Embeddings, after: Embeddings
+) -> list[Example]:
+    """The questions whose right passage rose most from before to after."""
+    found = []
+    for task in ranking:
+        q, p = np.searchsorted(numbers, task.queries), np.searchsorted(numbers, task.passages)
+        old = rank_of_first(before[q], before[p], task.positives)
+        new = rank_of_first(after[q], after[p], task.positives)
+        for i in np.argsort(np.log(new) - np.log(old), kind="stable")[:EXAMPLES]:
+            if new[i] < old[i]:
+                best = task.positives[i][int(np.argmax(after[p][task.positives[i]] @ after[q[i]]))]
+                found.append(
+                    Example(
+                        question=texts[task.queries[i]],
+                        passage=texts[task.passages[best]],
+                        rank_before=int(old[i]),
+                        rank_after=int(new[i]),
+                    )
+                )
+    return sorted(found, key=lambda one: one.rank_after / one.rank_before)[:EXAMPLES]

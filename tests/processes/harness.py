@@ -1,0 +1,157 @@
+"""Real nexus-server and nexus-client processes in a temporary folder, and what tests ask of them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+SLOW = 90.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def until(what: str, good: Callable[[], Any], seconds: float = SLOW) -> Any:
+    """Wait for something to become true and return it."""
+    end = time.monotonic() + seconds
+    while not (found := good()):
+        assert time.monotonic() < end, f"timed out after {seconds} s: {what}"
+        time.sleep(0.1)
+    return found
+
+
+class Federation:
+    """A consortium's folders and processes; a context manager that leaves none behind."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="nx")  # short: sockets lie in it
+        self.home = Path(self._folder.name)
+        self.port, self.enrol_port = free_ports(2)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> "Federation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        self._folder.cleanup()
+
+    def call(self, program: str, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        home = self.home / ("server" if program == "nexus-server" else "sites")
+        return subprocess.run(
+            [str(BIN / program), "--home", str(home), *args],
+            capture_output=True,
+            text=True,
+            input=stdin,
+            timeout=300,
+            check=False,
+        )
+
+    def ask(self, program: str, *args: str, stdin: str = "") -> Any:
+        """A command's JSON; the test fails with its error where it fails."""
+        done = self.call(program, "--json", *args, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def start(self, name: str, wait: bool = True) -> subprocess.Popen[bytes]:
+        """Start the server (``server``) or a site's agent and wait until it answers."""
+        program, args = ("nexus-server", []) if name == "server" else ("nexus-client", ["--site", name])
+        home = self.home / ("server" if name == "server" else "sites")
+        environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+        with (self.home / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [str(BIN / program), "--home", str(home), *args],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        self.processes[name] = process
+        if wait:
+            until(f"{name} is up", lambda: self._up(name))
+        return process
+
+    def _up(self, name: str) -> bool:
+        process = self.processes[name]
+        assert process.poll() is None, f"{name} ended with {process.returncode}:\n{self.log(name)}"
+        return "is ready at" in self._own_log(name) if name == "server" else ": connected" in self.status_of(name)
+
+    def _own_log(self, name: str) -> str:
+        return self.log(name).rpartition("Started server process")[2]
+
+    def status_of(self, site: str) -> str:
+        """The printed status of an agent."""
+        return self.call("nexus-client", "status", "--site", site).stdout
+
+    def log(self, name: str) -> str:
+        """What a process printed so far."""
+        return (self.home / f"{name}.log").read_text(errors="replace")
+
+    def kill(self, name: str) -> None:
+        """kill -9."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def end(self, name: str) -> int:
+        """SIGTERM, and the exit code."""
+        process = self.processes.pop(name)
+        process.terminate()
+        return process.wait(30)
+
+    def init(self) -> None:
+        """Make the consortium."""
+        self.ask(
+            "nexus-server",
+            "init",
+            "--address",
+            f"127.0.0.1:{self.port}",
+            "--enrol-address",
+            f"127.0.0.1:{self.enrol_port}",
+            "--contact",
+            "Kim, ext. 12",
+        )
+
+    def join(self, site: str, data: Path) -> None:
+        """Invite and join."""
+        line = self.ask("nexus-server", "invite", site)["line"]
+        self.ask("nexus-client", "join", "--data", str(data), stdin=line + "\n")
+
+    def server_status(self) -> Any:
+        """``nexus-server status``."""
+        return self.ask("nexus-server", "status")
+
+    def train(self, plan: str) -> None:
+        """Start a run."""
+        path = self.home / "plan.toml"
+        path.write_text(plan)
+        self.ask("nexus-server", "train", str(path), "--detach")
+
+
+def write_rows(path: Path, count: int, topic: str) -> Path:
+    """A small site: questions and passages about numbered things."""
+    rows = [
+        {"query": f"where is {topic} number {i}", "passage": f"the {topic} with number {i} is kept in room {i * 7}"}
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
