@@ -79,6 +79,8 @@ class Link:
                 while not self._stop.is_set():
                     self._work_once()
             except (httpx.HTTPError, fl.ObjectPushError, ValueError, Refusal) as problem:
+                if self._stop.is_set():
+                    return
                 # The server is away, restarted (our old node id is unknown there) or refuses us.
                 self._node = None
                 self.state = _in_words(problem, self.address)

@@ -114,18 +114,25 @@ class Doorbell:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(lambda: self._waiting[node].set() if node in self._waiting else None)
 
-    async def wait(self, node: int, has_work: Callable[[int], bool]) -> None:
-        """Return when there is work, or after HOLD_SECONDS."""
+    def drop(self, node: int) -> None:
+        """End an older question of the node: its connection may be dead, and work given to it would be lost."""
+        if (older := self._waiting.pop(node, None)) is not None:
+            older.set()
+
+    async def wait(self, node: int, has_work: Callable[[int], bool]) -> bool:
+        """Return when there is work, or after HOLD_SECONDS; False where a newer question took this one's place."""
         self._loop = asyncio.get_running_loop()
+        self.drop(node)
         bell = self._waiting[node] = asyncio.Event()
         try:
             if not has_work(node):
                 await asyncio.wait_for(bell.wait(), fl.HOLD_SECONDS)
         except TimeoutError:
             pass
-        finally:
-            if self._waiting.get(node) is bell:
-                del self._waiting[node]
+        newest = self._waiting.get(node) is bell
+        if newest:
+            del self._waiting[node]
+        return newest
 
 
 class BindSite(BaseHTTPMiddleware):
@@ -142,7 +149,10 @@ class BindSite(BaseHTTPMiddleware):
         node = self._node(message, known)
         if isinstance(message, fl.PullMessagesRequest):
             self.grid.touch(node)
-            await self.bell.wait(node, self.grid.has_work)
+            if not await self.bell.wait(node, self.grid.has_work):
+                raise HTTPException(409, "a newer connection of this site asks")
+        elif isinstance(message, fl.ActivateNodeRequest | fl.DeactivateNodeRequest):
+            self.bell.drop(node)
         response = await call_next(request)
         if isinstance(message, fl.DeactivateNodeRequest):
             self.grid.left(node)

@@ -21,8 +21,9 @@ from nexus_server.records import FINISHED, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
 
 log = logging.getLogger(__name__)
-SMALL_TRIP_SECONDS: Final = 30.0
+SMALL_TRIP_SECONDS: Final = 10.0
 LOOK_AGAIN_SECONDS: Final = 0.5
+ASK_AGAIN_SECONDS: Final = 15.0
 PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
 NORM_SLACK: Final = 1.001  # float32 rounding of a vector that was scaled to exactly clip_norm
 
@@ -45,7 +46,9 @@ class Conductor:
         self.phase = Phase()
         self._ready: dict[str, bytes] = {}  # site -> hash of the plan it is ready for
         self._has: dict[str, tuple[str, int]] = {}  # site -> newest version delivered in this process's life
-        self._gathering: tuple[bytes, float] | None = None
+        self._ask_again: dict[str, float] = {}  # site -> when one that refused or fell silent is asked again
+        self._taken_up: bytes | None = None  # hash of the plan that this process works on
+        self._patience_ends = 0.0  # until when more than min_cohort sites are waited for
         self._wake = threading.Event()
 
     def wake(self) -> None:
@@ -65,7 +68,7 @@ class Conductor:
             self._show("idle")
             self.pause(LOOK_AGAIN_SECONDS)
         elif run.state == STOPPING or run.round >= run.plan.rounds:
-            self._gathering = None
+            self._taken_up = None
             self.registry.set_state(run.plan.name, STOPPED if run.state == STOPPING else FINISHED)
             log.info(
                 "run %s %s after round %d", run.plan.name, STOPPED if run.state == STOPPING else FINISHED, run.round
@@ -78,42 +81,40 @@ class Conductor:
     def _gather(self, run: Run) -> list[str]:
         """The sites of the next round, or nothing while too few are ready."""
         plan = run.plan
+        if self._taken_up != plan.hash:
+            self._taken_up, self._patience_ends = plan.hash, time.monotonic() + plan.gather_seconds
+            self._ask_again.clear()
         alive = self.exchange.alive() & set(plan.sites)
         self._prepare(run, alive)
         ready = sorted(site for site in alive if self._ready.get(site) == plan.hash)
         missing = tuple(sorted(set(plan.sites) - set(ready)))
-        if self._gathering is None or self._gathering[0] != plan.hash:
-            self._gathering = (plan.hash, time.monotonic())
         if len(ready) < plan.min_cohort:
             self._show("waiting", missing, run.round + 1)
             return []
-        if missing and run.round == self._first_round(run) and self._gather_seconds_left(run) > 0:
+        if missing and time.monotonic() < self._patience_ends:
             self._show("gathering", missing, run.round + 1)
             return []
+        self._patience_ends = 0.0  # once it trains, nobody is waited for beyond min_cohort
         return ready
-
-    def _first_round(self, run: Run) -> int:
-        """The round at which this process took the run up: only there are late sites waited for."""
-        self._took_up = getattr(self, "_took_up", {})
-        return int(self._took_up.setdefault(run.plan.hash, run.round))
-
-    def _gather_seconds_left(self, run: Run) -> float:
-        started = self._gathering[1] if self._gathering else time.monotonic()
-        return started + run.plan.gather_seconds - time.monotonic()
 
     def _prepare(self, run: Run, alive: Collection[str]) -> None:
         """Tell sites that do not say ``ready`` yet which run this is, and hear how far they are."""
         for gone in set(self._ready) - set(alive):
             del self._ready[gone]  # it may come back as a new process
-        asked = {site: wire.Prepare(run.plan.canonical) for site in alive if self._ready.get(site) != run.plan.hash}
+        now = time.monotonic()
+        unready = [site for site in alive if self._ready.get(site) != run.plan.hash]
+        asked = [site for site in unready if self._ask_again.get(site, now) <= now]
         if not asked:
             return
-        for site, answer in self.exchange.ask(asked, SMALL_TRIP_SECONDS).items():
+        message = wire.Prepare(run.plan.canonical)
+        for site, answer in self.exchange.ask(dict.fromkeys(asked, message), SMALL_TRIP_SECONDS).items():
             self.registry.note_readiness(site, _readiness(answer))
-            if isinstance(answer, wire.Readiness) and answer.state == wire.READY:
-                self._ready[site] = run.plan.hash
-            elif isinstance(answer, wire.Refused):
-                log.warning("%s refuses run %s: %s", site, run.plan.name, answer.code)
+            if isinstance(answer, wire.Readiness):
+                if answer.state == wire.READY:
+                    self._ready[site] = run.plan.hash
+                continue
+            self._ask_again[site] = time.monotonic() + ASK_AGAIN_SECONDS  # or a stuck site would hold up every round
+            log.warning("%s is not ready for run %s: %s", site, run.plan.name, _readiness(answer))
 
     def _round(self, run: Run, cohort: list[str]) -> None:
         plan, number, started = run.plan, run.round + 1, time.monotonic()
@@ -180,11 +181,14 @@ class Conductor:
         """A site's process ended or a new one began: nothing is known of it any more."""
         self._ready.pop(site, None)
         self._has.pop(site, None)
+        self._ask_again.pop(site, None)
 
     def _show(self, name: str, missing: tuple[str, ...] = (), number: int | None = None) -> None:
-        now = Phase(name, time.time(), missing, number)
-        if replace(now, since=self.phase.since) != self.phase:
-            self.phase = now
+        old = self.phase
+        if (name, number) != (old.name, old.round):
+            self.phase = Phase(name, time.time(), missing, number)
+        elif missing != old.missing:
+            self.phase = replace(old, missing=missing)
 
 
 def bounded(update: Vector, clip_norm: float) -> Vector:

@@ -84,9 +84,9 @@ class SimGrid(fs.Grid):
 class SimSite:
     """A site that 'trains' by moving a fixed way towards its own target vector."""
 
-    def __init__(self, name: str, plan: Plan) -> None:
+    def __init__(self, name: str, plan: Plan, key: Ed25519PrivateKey | None = None) -> None:
         self.name, self.plan = name, plan
-        self.key = Ed25519PrivateKey.generate()
+        self.key = key or Ed25519PrivateKey.generate()
         self.identity = certs.raw_identity(self.key)
         self.target = (
             np.random.default_rng(list(name.encode())).normal(size=plan.adapter.layout.dim).astype("f4") * 0.01
@@ -98,7 +98,8 @@ class SimSite:
         """Answer as ``nexus_client.rounds`` does."""
         layout = self.plan.adapter.layout
         if isinstance(message, wire.Prepare):
-            assert plan_from_wire(message.plan) == self.plan
+            if plan_from_wire(message.plan) != self.plan:
+                raise Refusal("wrong-context", "a simulated site knows one plan")
             return wire.Readiness(wire.READY)
         if isinstance(message, wire.Deliver):
             self.received.append(message.round)
@@ -112,3 +113,34 @@ class SimSite:
     def update(self, vector: np.ndarray) -> np.ndarray:
         """Half the way to the target."""
         return ((self.target - vector) / 2).astype(np.float32)
+
+
+class Liar(SimSite):
+    """A site whose update is spoiled by ``spoil``."""
+
+    def __init__(self, name: str, plan: Plan, spoil: str, key: Ed25519PrivateKey | None = None) -> None:
+        super().__init__(name, plan, key)
+        self.spoil = spoil
+
+    def __call__(self, message: wire.Message) -> wire.Message:
+        if not isinstance(message, wire.TrainRound):
+            return super().__call__(message)
+        layout = self.plan.adapter.layout
+        model = wire.model_hash(message.run, layout, message.round, message.vector)
+        data = wire.pack(self.update(wire.unpack(message.vector, layout)))
+        if self.spoil == "not-finite":
+            data = data[:-4] + np.float32("nan").tobytes()
+        elif self.spoil == "short":
+            data = data[:-4]
+        elif self.spoil == "long":
+            data = data + b"1234"
+        elif self.spoil == "norm":
+            data = wire.pack(np.full(layout.dim, 1e6, np.float32))
+        name = "hospital-a" if self.spoil == "other-name" else self.name
+        number = message.round + 1 if self.spoil == "other-round" else message.round
+        made = wire.signed_update(self.key, message.run, number, name, model, data)
+        return {
+            "readiness": wire.Readiness(wire.READY),
+            "refused": wire.Refused("not-ready"),
+            "other-model": wire.Update(bytes(32), made.signature, data),
+        }.get(self.spoil, made)

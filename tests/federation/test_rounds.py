@@ -4,13 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nexus_common import wire
 from nexus_common.plan import Plan
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
 
-from tests.federation.sim import SimGrid, SimSite
+from tests.federation.sim import Liar, SimGrid, SimSite
 
 NAMES = ("hospital-a", "hospital-b", "bank-a", "bank-b")
 
@@ -123,37 +122,6 @@ def test_stop_ends_the_run_after_its_round_and_train_resumes_it(tmp_path: Path) 
     federation.registry.set_state("sim", RUNNING)
     federation.turns(4)
     assert (federation.state, federation.round) == (FINISHED, 5)
-
-
-class Liar(SimSite):
-    """A site whose update is spoiled by ``spoil``."""
-
-    def __init__(self, name: str, plan: Plan, spoil: str) -> None:
-        super().__init__(name, plan)
-        self.spoil = spoil
-
-    def __call__(self, message: wire.Message) -> wire.Message:
-        if not isinstance(message, wire.TrainRound):
-            return super().__call__(message)
-        layout = self.plan.adapter.layout
-        model = wire.model_hash(message.run, layout, message.round, message.vector)
-        data = wire.pack(self.update(wire.unpack(message.vector, layout)))
-        if self.spoil == "not-finite":
-            data = data[:-4] + np.float32("nan").tobytes()
-        elif self.spoil == "short":
-            data = data[:-4]
-        elif self.spoil == "long":
-            data = data + b"1234"
-        elif self.spoil == "norm":
-            data = wire.pack(np.full(layout.dim, 1e6, np.float32))
-        name = "hospital-a" if self.spoil == "other-name" else self.name
-        number = message.round + 1 if self.spoil == "other-round" else message.round
-        made = wire.signed_update(self.key, message.run, number, name, model, data)
-        return {
-            "readiness": wire.Readiness(wire.READY),
-            "refused": wire.Refused("not-ready"),
-            "other-model": wire.Update(bytes(32), made.signature, data),
-        }.get(self.spoil, made)
 
 
 @pytest.mark.parametrize(

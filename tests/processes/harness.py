@@ -7,10 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from nexus_client.link import Handler, Link
 
 BIN = Path(sys.executable).parent
 SLOW = 90.0
@@ -44,11 +47,14 @@ class Federation:
         self.home = Path(self._folder.name)
         self.port, self.enrol_port = free_ports(2)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.links: dict[str, Link] = {}
 
     def __enter__(self) -> "Federation":
         return self
 
     def __exit__(self, *_: object) -> None:
+        for site in list(self.links):
+            self.unlink(site)
         for process in self.processes.values():
             process.kill()
             process.wait()
@@ -89,6 +95,13 @@ class Federation:
         if wait:
             until(f"{name} is up", lambda: self._up(name))
         return process
+
+    def start_all(self, names: Iterable[str]) -> None:
+        """Start several agents side by side and wait for all."""
+        for name in names:
+            self.start(name, wait=False)
+        for name in names:
+            until(f"{name} is up", lambda n=name: self._up(n))
 
     def _up(self, name: str) -> bool:
         process = self.processes[name]
@@ -135,6 +148,22 @@ class Federation:
         """Invite and join."""
         line = self.ask("nexus-server", "invite", site)["line"]
         self.ask("nexus-client", "join", "--data", str(data), stdin=line + "\n")
+
+    def keys(self, site: str) -> Path:
+        """Where an enrolled site's keys and certificates lie."""
+        return self.home / "sites" / site / "state" / "keys"
+
+    def link(self, site: str, handle: Handler) -> Link:
+        """The site's real connection in this process, with ``handle`` in place of training: cheap, or a liar."""
+        made = Link(f"127.0.0.1:{self.port}", self.keys(site), handle)
+        threading.Thread(target=made.run, daemon=True).start()
+        self.links[site] = made
+        until(f"{site} is connected", lambda: made.state == "connected")
+        return made
+
+    def unlink(self, site: str) -> None:
+        """End a link."""
+        self.links.pop(site).stop()
 
     def server_status(self) -> Any:
         """``nexus-server status``."""

@@ -1,0 +1,161 @@
+"""The one public port against everybody who should not get in, in a real server process."""
+
+import datetime as dt
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from cryptography import x509
+from nexus_client.link import FleetLink
+from nexus_client.tls import tls_context
+from nexus_common import certs
+from nexus_common import flower as fl
+from nexus_common.wire import Parcel
+from nexus_server.door import FLEET_PATHS
+
+from tests.processes.harness import Federation, write_rows
+
+pytestmark = pytest.mark.processes
+SITES = ("hospital-a", "hospital-b")
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    data = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", 20, "box")
+    with Federation() as made:
+        made.init()
+        made.start("server")
+        for site in SITES:
+            made.join(site, data)
+        yield made
+        memory = psutil.Process(made.processes["server"].pid).memory_info().rss
+        assert made.server_status()["run"] is None, "the server still answers after all that"
+        assert memory < 200e6, f"the server takes {memory / 1e6:.0f} MB"
+
+
+def client(federation: Federation, context: ssl.SSLContext) -> httpx.Client:
+    return httpx.Client(base_url=f"https://127.0.0.1:{federation.port}", verify=context, trust_env=False)
+
+
+def fleet(federation: Federation, site: str) -> tuple[FleetLink, bytes]:
+    keys = federation.keys(site)
+    key = certs.load_transport_key(keys / "transport.key")
+    link = FleetLink(f"127.0.0.1:{federation.port}", key, tls_context(keys))
+    return link, certs.public_pem(key.public_key())
+
+
+def activated(federation: Federation, site: str) -> tuple[FleetLink, fl.Node]:
+    link, pem = fleet(federation, site)
+    return link, fl.Node(
+        node_id=link.ActivateNode(fl.ActivateNodeRequest(public_key=pem, heartbeat_interval=10)).node_id
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/openapi.json", "/v1/fleet/register-node", "/v1/fleet/get-fab", "/v1/fleet/get-run", "/v1/control"],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_other_paths_do_not_exist(federation: Federation, path: str, method: str) -> None:
+    with client(federation, tls_context(federation.keys("hospital-a"))) as http:
+        assert http.request(method, path).status_code == 404
+
+
+@pytest.mark.parametrize("path", sorted(FLEET_PATHS))
+def test_garbage_in_a_body_is_refused_and_harms_nothing(federation: Federation, path: str) -> None:
+    with client(federation, tls_context(federation.keys("hospital-a"))) as http:
+        for body in (b"", b"\xff" * 1000, b"\x0a\x80\x80\x80\x80\x10"):
+            assert http.post(path, content=body).status_code >= 400
+
+
+@pytest.mark.parametrize("header", ["Content-Length: 6291457", "Transfer-Encoding: chunked", "Content-Length: -1"])
+def test_a_body_too_long_or_without_length_is_not_read(federation: Federation, header: str) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", federation.port)) as plain,
+        tls_context(federation.keys("hospital-a")).wrap_socket(plain, server_hostname="127.0.0.1") as tls,
+    ):
+        tls.sendall(f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
+        assert tls.recv(100).startswith((b"HTTP/1.1 404", b"HTTP/1.1 400"))
+
+
+def issued(federation: Federation, folder: Path, *, ca: str, key: str, days_ago: int = 0) -> ssl.SSLContext:
+    """A client context whose certificate is forged as the arguments say."""
+    keys, now = federation.keys("hospital-a"), dt.datetime.now(dt.UTC)
+    if ca == "own":
+        ca_key = certs.new_transport_key()
+        authority = certs.make_authority(ca_key, "demo", now)
+    else:
+        ca_key = certs.load_transport_key(federation.home / "server" / "keys" / "ca.key")
+        authority = x509.load_pem_x509_certificate((keys / "ca.crt").read_bytes())
+    own = certs.load_transport_key(keys / "transport.key") if key == "enrolled" else certs.new_transport_key()
+    at = now - dt.timedelta(days=days_ago)
+    certificate = certs.issue_site(ca_key, authority, own.public_key(), "hospital-a", bytes(32), at)
+    (folder / "site.crt").write_bytes(certs.pem(certificate))
+    certs.save_key(folder / "transport.key", own)
+    (folder / "ca.crt").write_bytes((keys / "ca.crt").read_bytes())
+    return tls_context(folder)
+
+
+@pytest.mark.parametrize(
+    ("ca", "key", "days_ago"), [("own", "enrolled", 0), ("consortium's", "enrolled", 400)], ids=["other CA", "expired"]
+)
+def test_a_wrong_certificate_ends_in_the_handshake(
+    federation: Federation, tmp_path: Path, ca: str, key: str, days_ago: int
+) -> None:
+    context = issued(federation, tmp_path, ca=ca, key=key, days_ago=days_ago)
+    with client(federation, context) as http, pytest.raises(httpx.TransportError):
+        http.post("/v1/fleet/pull-messages", content=b"")
+
+
+def test_a_certificate_of_the_consortium_with_a_key_that_is_not_enrolled_finds_nothing(
+    federation: Federation, tmp_path: Path
+) -> None:
+    context = issued(federation, tmp_path, ca="consortium's", key="new")
+    with client(federation, context) as http:
+        assert http.post("/v1/fleet/activate-node", content=b"x").status_code == 404
+
+
+def test_no_certificate_or_an_older_tls_ends_in_the_handshake(federation: Federation) -> None:
+    bare = ssl.create_default_context(cafile=str(federation.keys("hospital-a") / "ca.crt"))
+    with client(federation, bare) as http, pytest.raises(httpx.TransportError):
+        http.post("/v1/fleet/pull-messages", content=b"")
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    old.load_verify_locations(federation.keys("hospital-a") / "ca.crt")
+    old.load_cert_chain(federation.keys("hospital-a") / "site.crt", federation.keys("hospital-a") / "transport.key")
+    with client(federation, old) as http, pytest.raises(httpx.TransportError):
+        http.post("/v1/fleet/pull-messages", content=b"")
+
+
+def test_a_site_can_be_nobody_else(federation: Federation) -> None:
+    link_a, node_a = activated(federation, "hospital-a")
+    link_b, node_b = activated(federation, "hospital-b")
+    _, pem_a = fleet(federation, "hospital-a")
+    fl.TaskIdentity.run_id, fl.TaskIdentity.task_id, fl.TaskIdentity.node_id = 1, 1, fl.SUPERLINK_NODE_ID
+    answer = Parcel("readiness", {"state": "ready"})
+    instruction = fl.instruction(Parcel("prepare", {"plan": b"x"}), node_a.node_id, 60)
+    instruction.metadata.__dict__["_message_id"] = instruction.object_id
+    reply = fl.reply(answer, instruction)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    assert reply.metadata.src_node_id == node_a.node_id
+    in_a_name = fl.PushMessagesRequest(
+        node=node_b,
+        messages_list=[fl.message_to_proto(fl.remove_content_from_message(reply))],
+        message_object_trees=[fl.get_object_tree(reply)],
+    )
+    for forbidden in (
+        lambda: link_b.PushMessages(in_a_name),
+        lambda: link_b.PullMessages(fl.PullMessagesRequest(node=node_a)),
+        lambda: link_b.ActivateNode(fl.ActivateNodeRequest(public_key=pem_a, heartbeat_interval=10)),
+        lambda: link_b.DeactivateNode(fl.DeactivateNodeRequest(node_id=node_a.node_id)),
+        lambda: link_b.PullObject(fl.PullObjectRequest(node=node_a, run_id=1, object_id="0" * 64)),
+    ):
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            forbidden()
+        assert refused.value.response.status_code in (401, 403)
+    assert "certificate and claimed identity differ" in federation.log("server")
+    link_a.SendNodeHeartbeat(fl.SendNodeHeartbeatRequest(node=node_a, heartbeat_interval=10))

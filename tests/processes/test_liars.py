@@ -1,0 +1,108 @@
+"""Sites that answer wrongly, over real TLS against a real server: left out by name, and the run goes on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nexus_common import certs, wire
+from nexus_common.plan import Plan
+from safetensors.numpy import load_file
+
+from tests.federation.sim import Liar, SimSite
+from tests.processes.harness import Federation, until, write_rows
+
+pytestmark = pytest.mark.processes
+SITES = ("bank-a", "bank-b", "hospital-a", "hospital-b")
+HONEST = SITES[:3]
+
+
+def plan_of(name: str, **settings: object) -> Plan:
+    fields = {"name": name, "sites": SITES, "rounds": 1, "min_cohort": 3, "gather_seconds": 30.0,
+              "round_deadline_seconds": 5.0, "local": {"clip_norm": 1000.0}}  # fmt: skip
+    return Plan.model_validate(fields | settings)
+
+
+def toml_of(plan: Plan) -> str:
+    return f"""name = "{plan.name}"
+sites = {list(plan.sites)}
+rounds = {plan.rounds}
+min_cohort = {plan.min_cohort}
+gather_seconds = {plan.gather_seconds}
+round_deadline_seconds = {plan.round_deadline_seconds}
+[local]
+clip_norm = {plan.local.clip_norm}
+"""
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    data = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", 20, "box")
+    with Federation() as made:
+        made.init()
+        made.start("server")
+        for site in SITES:
+            made.join(site, data)
+        yield made
+
+
+def identity(federation: Federation, site: str):
+    return certs.load_identity(federation.keys(site) / "identity.key")
+
+
+def run_with(federation: Federation, plan: Plan, last: SimSite) -> list[str]:
+    """One run of three honest sites and ``last``; the cohort of its round."""
+    sites = [SimSite(site, plan, identity(federation, site)) for site in HONEST]
+    for site in (*sites, last):
+        federation.link(site.name, site)
+    try:
+        federation.train(toml_of(plan))
+        until("the run ends", lambda: federation.server_status()["state"] == "finished", 60)
+    finally:
+        for site in SITES:
+            federation.unlink(site)
+    found = [v for v in federation.ask("nexus-server", "models")["versions"] if v["run"] == plan.name]
+    stored = load_file(federation.home / "server" / "state" / "versions" / f"{found[-1]['hash']}.safetensors")["vector"]
+    first = plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
+    target = np.mean([site.target for site in sites], axis=0)
+    if found[-1]["cohort"] == list(HONEST):
+        np.testing.assert_allclose(stored, first + (target - first) / 2, atol=1e-6)
+    return list(found[-1]["cohort"])
+
+
+@pytest.mark.parametrize("spoil", ["not-finite", "short", "long", "norm", "other-name", "other-round", "other-model"])
+def test_an_update_that_is_not_exactly_right_is_left_out(federation: Federation, spoil: str) -> None:
+    plan = plan_of(f"run-{spoil}")
+    liar = Liar("hospital-b", plan, spoil, identity(federation, "hospital-b"))
+    assert run_with(federation, plan, liar) == list(HONEST)
+    assert "goes on without hospital-b" in federation.log("server")
+
+
+def test_a_site_that_trains_too_long_is_left_out_at_the_deadline(federation: Federation, tmp_path: Path) -> None:
+    class Slow(SimSite):
+        def __call__(self, message: wire.Message) -> wire.Message:
+            if isinstance(message, wire.TrainRound):
+                until("the others have a version", lambda: federation.server_status()["round"] == 1, 30)
+            return super().__call__(message)
+
+    plan = plan_of("run-slow")
+    assert run_with(federation, plan, Slow("hospital-b", plan, identity(federation, "hospital-b"))) == list(HONEST)
+    assert "hospital-b: the deadline passed" in federation.log("server")
+
+
+def test_a_site_that_fails_tells_the_server_a_code_and_no_text(federation: Federation) -> None:
+    class Broken(SimSite):
+        def __call__(self, message: wire.Message) -> wire.Message:
+            if isinstance(message, wire.TrainRound):
+                raise RuntimeError("patient Doe")
+            return super().__call__(message)
+
+    plan = plan_of("run-broken")
+    assert run_with(federation, plan, Broken("hospital-b", plan, identity(federation, "hospital-b"))) == list(HONEST)
+    assert "hospital-b: refused: site-failed" in federation.log("server")
+    assert "Doe" not in federation.log("server")
+
+
+def test_all_four_are_in_the_cohort_where_all_are_honest(federation: Federation) -> None:
+    plan = plan_of("run-honest")
+    assert run_with(federation, plan, SimSite("hospital-b", plan, identity(federation, "hospital-b"))) == list(SITES)

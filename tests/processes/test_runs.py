@@ -1,0 +1,170 @@
+"""A server and three agents that embed, train and judge real text, and what kill -9 does to them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.processes.harness import Federation, until, write_rows
+
+pytestmark = pytest.mark.processes
+SITES = ("bank-a", "hospital-a", "hospital-b")
+QUICK = "[local]\nsteps = 5\nbatch_rows = 8\n[adapter]\nsalience = false\n"
+SLOW = "[local]\nsteps = 600\nbatch_rows = 16\n[adapter]\nsalience = false\n"
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("data")
+    with Federation() as made:
+        made.init()
+        made.start("server")
+        for site, topic in zip(SITES, ("vault", "ward", "clinic"), strict=True):
+            made.join(site, write_rows(folder / f"{site}.jsonl", 60, topic))
+        made.start_all(SITES)
+        yield made
+
+
+def plan(name: str, rounds: int, recipe: str, min_cohort: int = 3) -> str:
+    head = f'name = "{name}"\nsites = {list(SITES)}\nrounds = {rounds}\nmin_cohort = {min_cohort}\n'
+    return head + f"gather_seconds = 30.0\nround_deadline_seconds = 60.0\n{recipe}"
+
+
+def versions(federation: Federation, run: str) -> list[dict[str, Any]]:
+    return [v for v in federation.ask("nexus-server", "models")["versions"] if v["run"] == run]
+
+
+def finished(federation: Federation, run: str) -> bool:
+    status = federation.server_status()
+    assert status["run"] == run
+    return bool(status["state"] == "finished")
+
+
+def training(federation: Federation, at_least: int) -> Any:
+    """The status while a round after ``at_least`` finished ones is being trained."""
+
+    def now() -> Any:
+        status = federation.server_status()
+        assert status["state"] == "running", status
+        return status if status["phase"] == "training" and status["round"] >= at_least else None
+
+    return until("a round is being trained", now)
+
+
+def test_a_run_gives_every_site_its_last_version_and_figures_for_it(federation: Federation) -> None:
+    federation.train(plan("first", 3, "[local]\nsteps = 5\nbatch_rows = 8\n"))  # with salience
+    until("the run ends", lambda: finished(federation, "first"))
+    assert [v["number"] for v in versions(federation, "first")] == [0, 1, 2, 3]
+    assert all(v["cohort"] == list(SITES) for v in versions(federation, "first") if v["number"])
+    for site in SITES:
+        until(
+            f"{site} has version 3",
+            lambda s=site: federation.ask("nexus-client", "status", "--site", s)["version"] == 3,
+        )
+    report = federation.ask("nexus-client", "evaluate", "--site", "bank-a")
+    shown = {(line["model"], line["metric"]) for line in report["lines"]}
+    assert shown == {(m, k) for m in ("keyword", "base", "alone", "federated") for k in ("nDCG@10", "MRR@10")}
+    assert (report["run"], report["version"], report["rows"]) == ("first", 3, 60)
+    sites = federation.ask("nexus-server", "sites")
+    assert [line["readiness"] for line in sites["sites"]] == ["ready"] * 3
+    assert "60" not in str([line["readiness"] for line in sites["sites"]]), "no count leaves a site"
+
+
+def test_kill_9_of_the_server_in_a_round_loses_no_committed_round(federation: Federation) -> None:
+    federation.train(plan("crash", 4, SLOW))
+    training(federation, 1)
+    before = versions(federation, "crash")
+    federation.kill("server")
+    federation.start("server")
+    until("the run ends", lambda: finished(federation, "crash"))
+    after = versions(federation, "crash")
+    assert after[: len(before)] == before
+    assert [v["number"] for v in after] == [0, 1, 2, 3, 4]
+
+
+def test_kill_9_of_a_site_in_training_costs_its_update_only_and_it_comes_back(federation: Federation) -> None:
+    federation.train(plan("site-dies", 8, SLOW, min_cohort=2))
+    training(federation, 1)
+    federation.kill("hospital-b")
+    until("a round without it", lambda: versions(federation, "site-dies")[-1]["cohort"] == ["bank-a", "hospital-a"])
+    federation.start("hospital-b")
+    until("the run ends", lambda: finished(federation, "site-dies"))
+    cohorts = [v["cohort"] for v in versions(federation, "site-dies")[1:]]
+    assert cohorts[0] == list(SITES)
+    assert cohorts[-1] == list(SITES), cohorts
+    status = federation.ask("nexus-client", "status", "--site", "hospital-b")
+    until(
+        "it has the last version",
+        lambda: federation.ask("nexus-client", "status", "--site", "hospital-b")["version"] == 8,
+    )
+    assert status["running"]
+
+
+def test_below_min_cohort_the_run_waits_and_says_for_whom_since_when(federation: Federation) -> None:
+    assert federation.end("hospital-b") == 0
+    federation.train(plan("waits", 2, QUICK))
+    waiting = until("it waits", lambda: federation.server_status()["phase"] == "waiting")
+    assert waiting
+    until("it names the site", lambda: federation.server_status()["missing"] == ["hospital-b"])
+    printed = federation.call("nexus-server", "status").stdout
+    assert "waiting for hospital-b since 20" in printed
+    assert "nothing is lost" in printed
+    assert federation.server_status()["round"] == 0
+    federation.start("hospital-b")
+    until("the run ends", lambda: finished(federation, "waits"))
+
+
+def test_stop_ends_a_run_after_its_round_and_train_resumes_it(federation: Federation) -> None:
+    federation.train(plan("stops", 30, SLOW))
+    training(federation, 1)
+    refused = federation.call("nexus-server", "stop", "other")
+    assert refused.returncode == 1
+    assert "stops is" in refused.stderr
+    federation.ask("nexus-server", "stop", "stops")
+    until("it stops", lambda: federation.server_status()["state"] == "stopped")
+    reached = federation.server_status()["round"]
+    assert 1 <= reached < 30
+    changed = federation.home / "changed.toml"
+    changed.write_text(plan("stops", 5, QUICK))
+    refused = federation.call("nexus-server", "train", str(changed))
+    assert refused.returncode == 1
+    assert "rounds" in refused.stderr
+    assert "another name" in refused.stderr
+    federation.train(plan("stops", 30, SLOW))
+    until("it goes on", lambda: federation.server_status()["round"] > reached)
+    federation.ask("nexus-server", "stop", "stops")
+    until("it stops", lambda: federation.server_status()["state"] == "stopped")
+
+
+def test_a_plan_with_a_site_that_is_not_enrolled_is_refused_by_name(federation: Federation) -> None:
+    path = federation.home / "plan.toml"
+    path.write_text(plan("typo", 2, QUICK).replace("hospital-b", "hospital-c"))
+    refused = federation.call("nexus-server", "train", str(path))
+    assert refused.returncode == 1
+    assert "not enrolled: hospital-c; did you mean 'hospital-" in refused.stderr
+
+
+def test_a_second_agent_of_a_site_is_refused(federation: Federation) -> None:
+    second = federation.call("nexus-client", "--site", "bank-a")
+    assert second.returncode == 1
+    assert "another nexus-client for bank-a already runs" in second.stderr
+
+
+def test_a_site_that_refuses_a_run_says_why_at_home_and_only_a_code_to_the_server(federation: Federation) -> None:
+    path = federation.home / "plan.toml"
+    path.write_text(plan("other-base", 2, QUICK).replace("rounds", f'base_model = "{"0" * 64}"\nrounds', 1))
+    federation.ask("nexus-server", "train", str(path), "--detach")
+    until(
+        "the sites refuse",
+        lambda: (
+            [s["readiness"] for s in federation.ask("nexus-server", "sites")["sites"]]
+            == ["refused: unknown-base-model"] * 3
+        ),
+    )
+    assert "set base_model in site.toml" in federation.log("bank-a")
+    federation.ask("nexus-server", "stop", "other-base")
+
+
+def test_both_programs_end_on_sigterm_with_exit_code_0(federation: Federation) -> None:
+    assert federation.end("bank-a") == 0
+    assert federation.end("server") == 0
