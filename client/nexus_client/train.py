@@ -6,20 +6,20 @@ cosine, or CoSENT (Su 2022).  Nothing here reads a file or talks to anybody.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 import torch
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.errors import NexusError
-from nexus_common.layout import Layout, Vector
+from nexus_common.layout import WIDTH, Layout, Vector
 from nexus_common.plan import LocalSettings
 from torch import Tensor
 
 from nexus_client.material import Ids, RankingTask, ScoredTask, Task
 
 COSENT_SCALE: Final = 20.0
+BANK_BATCH: Final = 256
 
 
 class States(Protocol):
@@ -32,23 +32,40 @@ class States(Protocol):
         """States [n, tokens, 384] float32 and mask [n, tokens], padded to the longest."""
 
 
-@dataclass(frozen=True)
 class Learner:
-    """An adapter bound to the states that feed it: numbers in, embeddings out."""
+    """An adapter bound to the states that feed it: numbers in, embeddings out.
 
-    adapter: DendriticAdapter
-    states: States
-    device: torch.device
+    ``bank`` holds passages pooled with the salience of the round's start, so that a corpus of negatives costs one look
+    at its token states a round instead of one a step.
+    """
+
+    def __init__(self, adapter: DendriticAdapter, states: States, device: torch.device) -> None:
+        self.adapter, self.states, self.device = adapter, states, device
+        self.bank_numbers, self.bank = np.empty(0, np.int64), torch.empty(0, WIDTH)
+
+    def fill_bank(self, numbers: Ids) -> None:
+        """Pool passages for ``embed_from_bank``."""
+        self.bank_numbers = np.unique(numbers)
+        parts = np.array_split(self.bank_numbers, max(1, len(self.bank_numbers) // BANK_BATCH))
+        with torch.no_grad():
+            self.bank = torch.cat([self._pooled(part) for part in parts])
 
     def embed(self, numbers: Ids) -> Tensor:
         """[n, 384] of length 1; each distinct number is computed once."""
         distinct, back = np.unique(numbers, return_inverse=True)
+        out = self.adapter.projection.project(self._pooled(distinct))
+        return out[torch.from_numpy(back).to(self.device)]
+
+    def embed_from_bank(self, numbers: Ids) -> Tensor:
+        """As ``embed`` for numbers in the bank; the gradient reaches the projection, not the salience."""
+        places = torch.from_numpy(np.searchsorted(self.bank_numbers, numbers)).to(self.device)
+        return self.adapter.projection.project(self.bank[places])
+
+    def _pooled(self, numbers: Ids) -> Tensor:
         if self.adapter.salience is None:
-            out = self.adapter(self.states.pooled(distinct).to(self.device))
-        else:
-            states, mask = self.states.tokens(distinct)
-            out = self.adapter(states.to(self.device), mask.to(self.device))
-        return out[torch.from_numpy(back).to(self.device)]  # type: ignore[no-any-return]
+            return self.states.pooled(numbers).to(self.device)
+        states, mask = self.states.tokens(numbers)
+        return self.adapter.salience.pool(states.to(self.device), mask.to(self.device))
 
 
 def best_device() -> torch.device:
@@ -98,6 +115,9 @@ def local_steps(
     start = [p.detach().clone() for p in learner.adapter.parameters()]
     odds = np.array([_size(task) for task in tasks], float)
     learner.adapter.train()
+    learner.fill_bank(
+        np.concatenate([np.empty(0, np.int64), *(t.passages for t in tasks if isinstance(t, RankingTask))])
+    )
     for step in range(settings.steps):
         task = tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))]
         loss = task_loss(learner, task, settings, rng)
@@ -143,15 +163,19 @@ def ranking_loss(learner: Learner, task: RankingTask, settings: LocalSettings, r
         ]
     )
     hard = [rng.choice(task.negatives[row]) for row in rows if len(task.negatives[row])]
+    near, label = np.unique(np.concatenate([targets, hard]).astype(np.int64), return_inverse=True)
     drawn = rng.choice(len(task.passages), min(settings.corpus_negatives, len(task.passages)), replace=False)
-    candidates, label = np.unique(np.concatenate([targets, hard, drawn]).astype(np.int64), return_inverse=True)
+    candidates = np.concatenate([near, np.setdiff1d(drawn, near)])  # [c], places in task.passages
     label = label[: len(rows)]  # column of each row's own target
     also_right = np.zeros((len(rows), len(candidates)), bool)
     for i, row in enumerate(rows):
         also_right[i] = np.isin(candidates, task.positives[row]) | (task.passages[candidates] == task.queries[row])
         also_right[i, label[i]] = False
-    queries = learner.embed(task.queries[rows])  # [rows, 384]
-    passages = learner.embed(task.passages[candidates])  # [candidates, 384]
+    both = learner.embed(np.concatenate([task.queries[rows], task.passages[near]]))
+    queries = both[: len(rows)]  # [rows, 384]
+    passages = torch.cat(
+        [both[len(rows) :], learner.embed_from_bank(task.passages[candidates[len(near) :]])]
+    )  # [c, 384]
     logits = queries @ passages.T / settings.temperature
     logits = logits.masked_fill(torch.from_numpy(also_right).to(logits.device), -torch.inf)
     return torch.nn.functional.cross_entropy(logits, torch.from_numpy(label).to(logits.device))

@@ -218,8 +218,12 @@ def _call(context: typer.Context, name: str, request: rpc.Body, answer: type[rpc
     with grpc.insecure_channel(rpc.local_address(admin_socket(home))) as channel:
         try:
             return rpc.call(channel, admin.SERVICE, name, request, answer)
-        except ConnectionError:
-            raise NexusError(f"no nexus-server is running on {home}; start it: nexus-server --home {home}") from None
+        except ConnectionError as problem:
+            if str(problem).startswith("unavailable"):
+                found = f"no nexus-server is running on {home}; start it: nexus-server --home {home}"
+            else:
+                found = f"the server on {home} failed at {name} ({problem}); its log says why"
+            raise NexusError(found) from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -48,6 +49,7 @@ class Federation:
         self.port, self.enrol_port = free_ports(2)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.links: dict[str, Link] = {}
+        self._log_from: dict[str, int] = {}  # where the log of the newest process begins
 
     def __enter__(self) -> "Federation":
         return self
@@ -83,7 +85,9 @@ class Federation:
         program, args = ("nexus-server", []) if name == "server" else ("nexus-client", ["--site", name])
         home = self.home / ("server" if name == "server" else "sites")
         environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-        with (self.home / f"{name}.log").open("ab") as log:
+        path = self.home / f"{name}.log"
+        self._log_from[name] = path.stat().st_size if path.exists() else 0
+        with path.open("ab") as log:
             process = subprocess.Popen(
                 [str(BIN / program), "--home", str(home), *args],
                 stdout=log,
@@ -109,7 +113,7 @@ class Federation:
         return "is ready at" in self._own_log(name) if name == "server" else ": connected" in self.status_of(name)
 
     def _own_log(self, name: str) -> str:
-        return self.log(name).rpartition("Started server process")[2]
+        return (self.home / f"{name}.log").read_bytes()[self._log_from[name] :].decode(errors="replace")
 
     def status_of(self, site: str) -> str:
         """The printed status of an agent."""
@@ -148,6 +152,8 @@ class Federation:
         """Invite and join."""
         line = self.ask("nexus-server", "invite", site)["line"]
         self.ask("nexus-client", "join", "--data", str(data), stdin=line + "\n")
+        settings = self.home / "sites" / site / "site.toml"  # many sites share this machine's processors
+        settings.write_text(re.sub("cpu_threads = [0-9]+", "cpu_threads = 1", settings.read_text()))
 
     def keys(self, site: str) -> Path:
         """Where an enrolled site's keys and certificates lie."""

@@ -10,7 +10,7 @@ from tests.processes.harness import Federation, until, write_rows
 pytestmark = pytest.mark.processes
 SITES = ("bank-a", "hospital-a", "hospital-b")
 QUICK = "[local]\nsteps = 5\nbatch_rows = 8\n[adapter]\nsalience = false\n"
-SLOW = "[local]\nsteps = 600\nbatch_rows = 16\n[adapter]\nsalience = false\n"
+SLOW = "[local]\nsteps = 200\nbatch_rows = 16\n[adapter]\nsalience = false\n"
 
 
 @pytest.fixture(scope="module")
