@@ -5,6 +5,7 @@ code generator.  A NexusError of a method travels as its text (both ends of the 
 answers in structured fields instead).
 """
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,12 +74,13 @@ def start_local(methods: Mapping[str, Method[Any, Any]], service: str, socket: P
 
 
 def local_address(socket: Path) -> str:
-    """gRPC's name of a Unix socket; NexusError where the path is longer than the kernel takes."""
-    path = str(socket.absolute())
-    if len(path.encode()) > MAX_SOCKET_PATH:
-        raise NexusError(
-            f"the socket path {path} has {len(path.encode())} bytes, at most {MAX_SOCKET_PATH}: choose a shorter --home"
-        )
+    """gRPC's name of a Unix socket, also where its path is longer than the kernel takes.
+
+    A long one is reached through its folder's descriptor, which stays open as long as this process.
+    """
+    path = socket.absolute()
+    if len(bytes(path)) > MAX_SOCKET_PATH:
+        path = Path(f"/proc/self/fd/{os.open(path.parent, os.O_PATH | os.O_DIRECTORY)}") / path.name
     return f"unix:{path}"
 
 

@@ -1,0 +1,111 @@
+"""What the demo prints, and the summary that it writes."""
+
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MODELS = {"keyword": "keyword (BM25)", "base": "base", "alone": "alone", "federated": "federated"}
+console = Console(highlight=False, width=110)
+
+
+def title() -> None:
+    """The first line."""
+    console.print("[bold]NEXUS demo[/bold]: two hospitals and a bank improve one search model; no text leaves a site\n")
+
+
+def step(text: str) -> None:
+    """One line of what happens now."""
+    console.print(f"- {text}")
+
+
+def round_done(status: dict[str, Any]) -> None:
+    """A round's line."""
+    seconds = status["round_seconds"][-1]
+    console.print(
+        f"    round {status['round']:2} of {status['rounds']}: {len(status['cohort'])} sites, {seconds:.1f} s"
+    )
+
+
+def _line(report: dict[str, Any], model: str) -> dict[str, Any]:
+    """nDCG@10 of one model, from a site's own evaluation."""
+    return next(line for line in report["lines"] if (line["model"], line["metric"]) == (model, "nDCG@10"))
+
+
+def summary(reports: list[dict[str, Any]], status: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What is written to summary.json."""
+    names = {"ndcg10_before": "base", "ndcg10_after": "federated", "ndcg10_alone": "alone", "ndcg10_bm25": "keyword"}
+    sites = [
+        {"site": report["site"], "rows": report["rows"], "questions": _line(report, "base")["questions"]}
+        | {key: _line(report, model)["mean"] for key, model in names.items()}
+        for report in reports
+    ]
+    return {
+        "sites": sites,
+        "rounds": status["round"],
+        "seconds_install_excluded": round(seconds, 1),
+        "round_seconds_median": round(statistics.median(status["round_seconds"]), 3),
+        "bytes_up_per_site_round": status["bytes_up_per_site_round"],
+    }
+
+
+def quality_table(reports: list[dict[str, Any]]) -> Table:
+    """All sites and models on one screen."""
+    table = Table(title="nDCG@10 x 100 on questions no training saw, with 95 % interval", title_justify="left")
+    table.add_column("site")
+    for name in ("questions", *MODELS.values(), "federated against base"):
+        table.add_column(name, justify="right")
+    for report in reports:
+        found = [_line(report, model) for model in MODELS]
+        cells = [f"{100 * one['mean']:.1f} ({100 * one['low']:.0f}-{100 * one['high']:.0f})" for one in found]
+        table.add_row(report["site"], str(found[1]["questions"]), *cells, found[-1]["against_base"])
+    return table
+
+
+def examples(reports: list[dict[str, Any]]) -> None:
+    """The question that each of two sites finds better by most, as its own evaluation names it."""
+    console.print("\nTwo questions, and where the right passage stood before and after:")
+    found = [dict(report["examples"][0], site=report["site"]) for report in reports if report["examples"]]
+    for example in sorted(found, key=lambda one: one["rank_after"] / one["rank_before"])[:2]:
+        passage = example["passage"] if len(example["passage"]) <= 160 else example["passage"][:160] + "…"
+        console.print(f'  {example["site"]}: "{example["question"]}"', markup=False)
+        console.print(f"    {passage}", markup=False)
+        console.print(f"    rank {example['rank_before']} with the base model, rank {example['rank_after']} federated")
+
+
+def everything(
+    reports: list[dict[str, Any]], result: dict[str, Any], elsewhere: set[str], home: Path, programs: Path
+) -> None:
+    """The screen at the end."""
+    console.print()
+    console.print(quality_table(reports))
+    for report in reports:
+        for warning in report["warnings"]:
+            console.print(f"note, {report['site']}: {warning}", markup=False)
+    examples(reports)
+    console.print(
+        f"\nsent by each site a round: {result['bytes_up_per_site_round']:,} bytes: the change of the adapter\n"
+        f"connections elsewhere: {len(elsewhere)}\n"
+        f"{result['rounds']} rounds, median {result['round_seconds_median']} s; the whole demo "
+        f"{result['seconds_install_excluded']} s; figures in {_near(home)}/summary.json"
+    )
+    console.print(
+        "\n[bold]Not protected yet:[/bold] the server can read each site's update, so until secure aggregation is in, "
+        "both programs stay on loopback; epsilon: none (records are not protected)."
+    )
+    server, client = f"{_near(programs)}/nexus-server --home {_near(home)}/server", f"{_near(programs)}/nexus-client"
+    console.print(
+        f"\nTry next:\n  {client} --home {_near(home)}/sites --site hospital-a preview\n"
+        f"  {client} --home {_near(home)}/sites --site hospital-a evaluate\n"
+        f"  {server} &\n  {server} models\n"
+        f"  {client} --home {_near(home)}/sites --site hospital-a check",
+        markup=False,
+    )
+
+
+def _near(path: Path) -> str:
+    """Relative to where the reader stands, if that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)

@@ -1,0 +1,176 @@
+"""Messages and parcels: what is sent arrives, what is not exactly a message is refused, and signatures bind."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+from nexus_common import certs, wire
+from nexus_common.errors import REFUSALS, Refusal
+from nexus_common.layout import Layout
+
+BYTES_32 = st.binary(min_size=32, max_size=32)
+ROUND = st.integers(0, 2**31 - 1)
+MESSAGES = st.one_of(
+    st.builds(wire.Prepare, st.binary()),
+    st.builds(wire.Readiness, st.sampled_from([wire.READY, wire.PREPARING])),
+    st.builds(wire.TrainRound, BYTES_32, ROUND, st.binary()),
+    st.builds(wire.Update, BYTES_32, st.binary(min_size=64, max_size=64), st.binary()),
+    st.builds(wire.Deliver, BYTES_32, ROUND, st.binary()),
+    st.builds(wire.Received, BYTES_32),
+    st.builds(wire.Refused, st.sampled_from(sorted(REFUSALS))),
+)
+NAMES = st.sampled_from(["plan", "state", "run", "round", "model", "signature", "code", "vector"]) | st.text(max_size=5)
+VALUES = st.binary(max_size=70) | st.text(max_size=9) | st.integers() | BYTES_32 | st.booleans() | st.just(wire.READY)
+ODD = st.none() | st.floats() | st.lists(st.integers(), max_size=2)
+PARCELS = st.builds(
+    wire.Parcel,
+    st.sampled_from(sorted(wire.KINDS)) | st.text(max_size=9),
+    st.dictionaries(NAMES, VALUES | ODD, max_size=4),
+    st.none() | st.binary(max_size=9),
+)
+LAYOUT = Layout()
+RUN, MODEL, VECTOR = bytes(32), bytes([1]) * 32, b"\x00\x00\x80\x3f"
+KEY, OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32)), Ed25519PrivateKey.from_private_bytes(b"o" * 32)
+UPDATE = wire.signed_update(KEY, RUN, 3, "hospital-a", MODEL, VECTOR)
+
+
+def verify(**changed: object) -> None:
+    stated: dict = {"run": RUN, "number": 3, "site": "hospital-a", "model": MODEL, "update": UPDATE}
+    wire.verify_update(certs.raw_identity(KEY), **stated | changed)
+
+
+def refusal_of(parcel: wire.Parcel) -> str:
+    with pytest.raises(Refusal) as refused:
+        wire.decode(parcel)
+    return refused.value.code
+
+
+def test_the_messages_tried_here_are_all_there_are() -> None:
+    assert set(wire.KINDS.values()) == set(wire.Message.__args__)
+    assert len(wire.KINDS) == 7
+
+
+@given(MESSAGES)
+def test_every_message_survives_its_parcel(message: wire.Message) -> None:
+    assert wire.decode(wire.encode(message)) == message
+
+
+@given(PARCELS)
+def test_a_parcel_is_a_message_or_a_refusal_and_nothing_else(parcel: wire.Parcel) -> None:
+    try:
+        message = wire.decode(parcel)
+    except Refusal as refused:
+        assert refused.code in ("unknown-message", "malformed")
+    else:
+        assert wire.decode(wire.encode(message)) == message
+
+
+@given(MESSAGES, st.data())
+def test_a_missing_field_is_malformed(message: wire.Message, data: st.DataObject) -> None:
+    parcel = wire.encode(message)
+    gone = data.draw(st.sampled_from(sorted(parcel.fields)))
+    fields = {name: value for name, value in parcel.fields.items() if name != gone}
+    assert refusal_of(dataclasses.replace(parcel, fields=fields)) == "malformed"
+
+
+@given(MESSAGES, st.text(), VALUES)
+def test_a_further_field_is_malformed(message: wire.Message, name: str, value: wire.Field) -> None:
+    parcel = wire.encode(message)
+    if name not in parcel.fields:
+        assert refusal_of(dataclasses.replace(parcel, fields={**parcel.fields, f"x{name}": value})) == "malformed"
+
+
+@given(MESSAGES, st.data())
+def test_a_field_of_another_type_is_malformed(message: wire.Message, data: st.DataObject) -> None:
+    parcel = wire.encode(message)
+    name = data.draw(st.sampled_from(sorted(parcel.fields)))
+    other = data.draw((VALUES | ODD).filter(lambda value: type(value) is not type(parcel.fields[name])))
+    assert refusal_of(dataclasses.replace(parcel, fields={**parcel.fields, name: other})) == "malformed"
+
+
+@given(MESSAGES)
+def test_a_vector_where_there_is_none_and_none_where_there_is_one_is_malformed(message: wire.Message) -> None:
+    parcel = wire.encode(message)
+    other = b"1234" if parcel.vector is None else None
+    assert refusal_of(dataclasses.replace(parcel, vector=other)) == "malformed"
+
+
+@pytest.mark.parametrize("kind", ["", "Train", "train ", "x" * 1000])
+def test_an_unknown_kind_is_an_unknown_message(kind: str) -> None:
+    assert refusal_of(wire.Parcel(kind, {})) == "unknown-message"
+
+
+@pytest.mark.parametrize("number", [-1, 2**31, True])
+def test_a_round_out_of_range_is_malformed(number: int) -> None:
+    assert refusal_of(wire.Parcel("train", {"run": RUN, "round": number}, b"")) == "malformed"
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_hash_has_32_bytes(length: int) -> None:
+    assert refusal_of(wire.Parcel("received", {"model": bytes(length)})) == "malformed"
+
+
+def test_a_field_has_at_most_a_mebibyte() -> None:
+    assert wire.decode(wire.Parcel("prepare", {"plan": bytes(1 << 20)})) == wire.Prepare(bytes(1 << 20))
+    assert refusal_of(wire.Parcel("prepare", {"plan": bytes((1 << 20) + 1)})) == "malformed"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("readiness", "state"), ("refused", "code")])
+def test_a_word_outside_of_its_table_is_malformed(kind: str, name: str) -> None:
+    assert refusal_of(wire.Parcel(kind, {name: "almost"})) == "malformed"
+
+
+@pytest.mark.parametrize("bad", [b"", bytes(4 * LAYOUT.dim - 1), bytes(4 * LAYOUT.dim + 4)], ids=len)
+def test_a_vector_of_another_length_is_a_bad_update(bad: bytes) -> None:
+    with pytest.raises(Refusal, match=f"bad-update: {len(bad)} bytes"):
+        wire.unpack(bad, LAYOUT)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_a_bad_update(value: float) -> None:
+    vector = LAYOUT.first_vector(b"")
+    vector[7] = value
+    with pytest.raises(Refusal, match="bad-update: 1 of 147840 values"):
+        wire.unpack(wire.pack(vector), LAYOUT)
+
+
+def test_packed_values_are_little_endian_whatever_the_array_is() -> None:
+    assert wire.pack(np.array([[1.0, 2.0], [3.0, 4.0]], ">f4").T[0]) == b"\x00\x00\x80\x3f\x00\x00\x40\x40"
+
+
+def test_an_honest_update_verifies() -> None:
+    verify()
+
+
+@pytest.mark.parametrize(
+    ("code", "changed"),
+    [
+        ("bad-signature", {"run": b"r" * 32}),
+        ("bad-signature", {"number": 4}),
+        ("bad-signature", {"site": "hospital-b"}),
+        ("wrong-context", {"model": RUN}),
+        ("bad-signature", {"update": dataclasses.replace(UPDATE, vector=VECTOR[::-1])}),
+        ("bad-signature", {"update": dataclasses.replace(UPDATE, signature=bytes(64))}),
+        ("bad-signature", {"update": wire.signed_update(OTHER_KEY, RUN, 3, "hospital-a", MODEL, VECTOR)}),
+        ("bad-signature", {"model": RUN, "update": dataclasses.replace(UPDATE, model=RUN)}),
+    ],
+    ids=["run", "round", "site", "model", "vector", "signature", "key", "model replaced"],
+)
+def test_an_update_is_bound_to_what_it_was_signed_for(code: str, changed: dict) -> None:
+    with pytest.raises(Refusal) as refused:
+        verify(**changed)
+    assert refused.value.code == code
+
+
+def test_a_version_is_named_by_run_layout_number_and_content() -> None:
+    names = {
+        wire.model_hash(run, layout, number, vector)
+        for run in (RUN, MODEL)
+        for layout in (Layout(), Layout(0, 0))
+        for number in (0, 1)
+        for vector in (b"", VECTOR)
+    }
+    assert len(names) == 16
