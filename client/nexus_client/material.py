@@ -140,3 +140,8 @@ class ScoredTask:
 
 
 Task = RankingTask | ScoredTask
+
+
+def size(task: Task) -> int:
+    """How many questions or scored pairs a task has."""
+    return len(task.queries) if isinstance(task, RankingTask) else len(task.a)

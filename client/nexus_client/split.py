@@ -13,7 +13,7 @@ from math import sqrt
 from typing import Final, Literal, TypeVar
 
 from nexus_client.data import SiteRows
-from nexus_client.material import RankingTask, ScoredTask, Task, Texts
+from nexus_client.material import RankingTask, ScoredTask, Task, Texts, size
 from nexus_client.rows import Pair, Row, Scored, Utterance
 
 Side = Literal["train", "choose", "judge"]
@@ -124,11 +124,6 @@ def build_material(rows: SiteRows, share: float = DEFAULT_SHARE) -> Material:
         unanswerable=unanswerable,
         withdrawn=len(pairs["train"]) - len(answered),
     )
-
-
-def size(task: Task) -> int:
-    """How many questions or scored pairs a task has."""
-    return len(task.queries) if isinstance(task, RankingTask) else len(task.a)
 
 
 def hold_out_warnings(material: Material) -> list[str]:

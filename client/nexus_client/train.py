@@ -6,20 +6,20 @@ cosine, or CoSENT (Su 2022).  Nothing here reads a file or talks to anybody.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 import torch
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.errors import NexusError
-from nexus_common.layout import WIDTH, Layout, Vector
+from nexus_common.layout import Layout, Vector
 from nexus_common.plan import LocalSettings
 from torch import Tensor
 
-from nexus_client.material import Ids, RankingTask, ScoredTask, Task
+from nexus_client.material import Ids, RankingTask, ScoredTask, Task, size
 
 COSENT_SCALE: Final = 20.0
-BANK_BATCH: Final = 256
 
 
 class States(Protocol):
@@ -32,45 +32,43 @@ class States(Protocol):
         """States [n, tokens, 384] float32 and mask [n, tokens], padded to the longest."""
 
 
+@dataclass(frozen=True)
 class Learner:
     """An adapter bound to the states that feed it: numbers in, embeddings out.
 
-    ``bank`` holds passages pooled with the salience of the round's start, so that a corpus of negatives costs one look
-    at its token states a round instead of one a step.
+    ``dropout`` (Srivastava et al. 2014) falls on the pooled vector, between salience and projection; its masks come
+    from ``generator``, so that a repeated round is the same one.
     """
 
-    def __init__(self, adapter: DendriticAdapter, states: States, device: torch.device) -> None:
-        self.adapter, self.states, self.device = adapter, states, device
-        self.bank_numbers, self.bank = np.empty(0, np.int64), torch.empty(0, WIDTH)
-
-    def fill_bank(self, numbers: Ids) -> None:
-        """Pool passages for ``embed_from_bank``."""
-        self.bank_numbers = np.unique(numbers)
-        parts = np.array_split(self.bank_numbers, max(1, len(self.bank_numbers) // BANK_BATCH))
-        with torch.no_grad():
-            self.bank = torch.cat([self._pooled(part) for part in parts])
+    adapter: DendriticAdapter
+    states: States
+    device: torch.device
+    dropout: float = 0.0
+    generator: torch.Generator | None = None
 
     def embed(self, numbers: Ids) -> Tensor:
         """[n, 384] of length 1; each distinct number is computed once."""
         distinct, back = np.unique(numbers, return_inverse=True)
-        out = self.adapter.projection.project(self._pooled(distinct))
-        return out[torch.from_numpy(back).to(self.device)]
-
-    def embed_from_bank(self, numbers: Ids) -> Tensor:
-        """As ``embed`` for numbers in the bank; the gradient reaches the projection, not the salience."""
-        places = torch.from_numpy(np.searchsorted(self.bank_numbers, numbers)).to(self.device)
-        return self.adapter.projection.project(self.bank[places])
-
-    def _pooled(self, numbers: Ids) -> Tensor:
         if self.adapter.salience is None:
-            return self.states.pooled(numbers).to(self.device)
-        states, mask = self.states.tokens(numbers)
-        return self.adapter.salience.pool(states.to(self.device), mask.to(self.device))
+            x = self.states.pooled(distinct).to(self.device)  # [distinct, 384]
+        else:
+            states, mask = self.states.tokens(distinct)
+            x = self.adapter.salience.pool(states.to(self.device), mask.to(self.device))
+        if self.dropout:
+            kept = torch.rand(x.shape, generator=self.generator) >= self.dropout
+            x = x * kept.to(self.device) / (1 - self.dropout)
+        return self.adapter.projection.project(x)[torch.from_numpy(back).to(self.device)]
 
 
 def best_device() -> torch.device:
     """CUDA where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def clipped(update: Vector, clip_norm: float) -> Vector:
+    """The update, scaled down to L2 norm ``clip_norm`` where it is longer."""
+    norm = float(np.linalg.norm(update.astype(np.float64)))
+    return update if norm <= clip_norm else (update * (clip_norm / norm)).astype(np.float32)
 
 
 def local_update(
@@ -86,54 +84,28 @@ def local_update(
 
     Raises NexusError where there is nothing to train on or the result is not finite.
     """
-    after = local_steps(layout, vector, tasks, states, settings, rng, on_step)
-    return clipped(after - vector, settings.clip_norm)
-
-
-def clipped(update: Vector, clip_norm: float) -> Vector:
-    """The update, scaled down to L2 norm ``clip_norm`` where it is longer."""
-    norm = float(np.linalg.norm(update.astype(np.float64)))
-    return update if norm <= clip_norm else (update * (clip_norm / norm)).astype(np.float32)
-
-
-def local_steps(
-    layout: Layout,
-    vector: Vector,
-    tasks: Sequence[Task],
-    states: States,
-    settings: LocalSettings,
-    rng: np.random.Generator,
-    on_step: Callable[[int], None] = lambda _: None,
-) -> Vector:
-    """As ``local_update``, but the trained vector itself."""
-    tasks = [task for task in tasks if _size(task)]
+    tasks = [task for task in tasks if size(task)]
     if not tasks:
         raise NexusError("there are no training rows; `nexus-client check` says why")
     device = best_device()
-    learner = Learner(DendriticAdapter(layout).load_vector(vector).to(device), states, device)
-    optimiser = make_optimiser(learner.adapter, settings)
-    start = [p.detach().clone() for p in learner.adapter.parameters()]
-    odds = np.array([_size(task) for task in tasks], float)
-    learner.adapter.train()
-    learner.fill_bank(
-        np.concatenate([np.empty(0, np.int64), *(t.passages for t in tasks if isinstance(t, RankingTask))])
-    )
+    adapter = DendriticAdapter(layout).load_vector(vector).to(device)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    learner = Learner(adapter, states, device, settings.dropout, generator)
+    optimiser = make_optimiser(adapter, settings)
+    odds = np.array([size(task) for task in tasks], float)
     for step in range(settings.steps):
         task = tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))]
         loss = task_loss(learner, task, settings, rng)
-        if settings.pull:
-            apart = zip(learner.adapter.parameters(), start, strict=True)
-            loss = loss + settings.pull * torch.stack([(p - s).square().sum() for p, s in apart]).sum()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         on_step(step + 1)
-    trained = learner.adapter.vector()
+    trained = adapter.vector()
     if not np.isfinite(trained).all():
         raise NexusError(
             f"training diverged within {settings.steps} steps; lower local.learning_rate (now {settings.learning_rate})"
         )
-    return trained
+    return clipped(trained - vector, settings.clip_norm)
 
 
 def make_optimiser(adapter: DendriticAdapter, settings: LocalSettings) -> torch.optim.Optimizer:
@@ -163,19 +135,15 @@ def ranking_loss(learner: Learner, task: RankingTask, settings: LocalSettings, r
         ]
     )
     hard = [rng.choice(task.negatives[row]) for row in rows if len(task.negatives[row])]
-    near, label = np.unique(np.concatenate([targets, hard]).astype(np.int64), return_inverse=True)
     drawn = rng.choice(len(task.passages), min(settings.corpus_negatives, len(task.passages)), replace=False)
-    candidates = np.concatenate([near, np.setdiff1d(drawn, near)])  # [c], places in task.passages
+    candidates, label = np.unique(np.concatenate([targets, hard, drawn]).astype(np.int64), return_inverse=True)
     label = label[: len(rows)]  # column of each row's own target
     also_right = np.zeros((len(rows), len(candidates)), bool)
     for i, row in enumerate(rows):
         also_right[i] = np.isin(candidates, task.positives[row]) | (task.passages[candidates] == task.queries[row])
         also_right[i, label[i]] = False
-    both = learner.embed(np.concatenate([task.queries[rows], task.passages[near]]))
-    queries = both[: len(rows)]  # [rows, 384]
-    passages = torch.cat(
-        [both[len(rows) :], learner.embed_from_bank(task.passages[candidates[len(near) :]])]
-    )  # [c, 384]
+    both = learner.embed(np.concatenate([task.queries[rows], task.passages[candidates]]))
+    queries, passages = both[: len(rows)], both[len(rows) :]  # [rows, 384], [candidates, 384]
     logits = queries @ passages.T / settings.temperature
     logits = logits.masked_fill(torch.from_numpy(also_right).to(logits.device), -torch.inf)
     return torch.nn.functional.cross_entropy(logits, torch.from_numpy(label).to(logits.device))
@@ -192,7 +160,3 @@ def scored_loss(learner: Learner, task: ScoredTask, rows: Ids, settings: LocalSe
     differences = COSENT_SCALE * (cosine[:, None] - cosine[None, :])
     wrong_order = differences.masked_fill(score[:, None] >= score[None, :], -torch.inf).flatten()
     return torch.logsumexp(torch.cat([wrong_order.new_zeros(1), wrong_order]), dim=0)
-
-
-def _size(task: Task) -> int:
-    return len(task.queries) if isinstance(task, RankingTask) else len(task.a)

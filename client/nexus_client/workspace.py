@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from nexus_client.cache import Cache
 from nexus_client.data import SiteRows, read_rows
 from nexus_client.embed import CachedStates, Encoder, Progress, base_hash, default_base
-from nexus_client.material import Ids, RankingTask, Task
+from nexus_client.material import Ids, RankingTask, Task, size
 from nexus_client.site import SiteHome, SiteSettings
-from nexus_client.split import Material, build_material, size
+from nexus_client.split import Material, build_material
 from nexus_client.train import best_device
 
 PROJECT_ROWS: Final = 8192

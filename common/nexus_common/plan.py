@@ -50,9 +50,9 @@ class LocalSettings(Settings):
     learning_rate: Positive = 1e-3
     salience_learning_rate: Positive = 1e-2
     temperature: Positive = 0.05
-    corpus_negatives: Annotated[int, Field(ge=0, le=100_000)] = 256
-    pull: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    scored_loss: Literal["cosine-mse", "cosent"] = "cosent"
+    corpus_negatives: Annotated[int, Field(ge=0, le=100_000)] = 64
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    scored_loss: Literal["cosine-mse", "cosent"] = "cosine-mse"
     clip_norm: Positive = 10.0
 
 
@@ -60,7 +60,7 @@ class ServerSettings(Settings):
     """``[server]``: how a round's mean update becomes the next version."""
 
     optimiser: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
-    step: Positive = 1.0
+    step: Positive = 2.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99
     epsilon: Positive = 1e-4

@@ -1,5 +1,6 @@
 """The run's description: defaults, bounds, one identity for the same settings, and hostile bytes from the wire."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Layout
-from nexus_common.plan import AdapterSettings, LocalSettings, Plan, ServerSettings, parse_plan, plan_from_wire, read_plan
+from nexus_common.plan import (
+    AdapterSettings,
+    LocalSettings,
+    Plan,
+    ServerSettings,
+    parse_plan,
+    plan_from_wire,
+    read_plan,
+)
 
 SHORT = 'name = "demo"\nsites = ["a", "b", "c"]\n'
 PLANS = st.builds(
@@ -45,8 +54,10 @@ def test_the_order_of_sites_is_part_of_the_hash() -> None:
     assert plan().hash != parse_plan('name = "demo"\nsites = ["b", "a", "c"]\n', "x").hash
 
 
-def test_the_hash_is_pinned() -> None:
-    assert plan().hash.hex() == "7239ac5cc607cb1cb9213a922cb00baad5a3aec448f60f7b1f034cb6edd60a0a"
+def test_the_hash_is_of_all_settings_in_sorted_compact_json() -> None:
+    assert plan().canonical.startswith(b'{"adapter":{"activation":"tanh",')
+    assert plan().hash == hashlib.sha256(b"nexus run 1
+" + plan().canonical).digest()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +65,10 @@ def test_the_hash_is_pinned() -> None:
     [
         ("", Layout(0, 0)),
         ("[adapter]\nsalience = false\nsalience_dendrites = 2", Layout(0, None)),
-        ('[adapter]\nprojection_dendrites = 2\nsalience_dendrites = 1\nactivation = "sigmoid"', Layout(2, 1, "sigmoid")),
+        (
+            '[adapter]\nprojection_dendrites = 2\nsalience_dendrites = 1\nactivation = "sigmoid"',
+            Layout(2, 1, "sigmoid"),
+        ),
     ],
 )
 def test_the_adapter_settings_name_a_layout(text: str, layout: Layout) -> None:
@@ -79,7 +93,7 @@ def test_the_seed_is_eight_little_endian_bytes() -> None:
         "[local]\nlearning_rate = 0.0",
         "[local]\nlearning_rate = nan",
         "[local]\ntemperature = inf",
-        "[local]\npull = nan",
+        "[local]\ndropout = nan",
         "[local]\nbatch_rows = 1",
         '[local]\nscored_loss = "mse"',
         "[server]\nmomentum = 1.0",

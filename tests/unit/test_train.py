@@ -35,10 +35,8 @@ def pairs(count: int = 12) -> tuple[Texts, RankingTask]:
     return texts, RankingTask.from_pairs(texts, [(f"q{i}", f"p{i // 2}", None) for i in range(count)])
 
 
-def learner(layout: Layout, states: RandomStates, task: RankingTask) -> Learner:
-    made = Learner(DendriticAdapter(layout).load_vector(layout.first_vector(b"s")), states, CPU)
-    made.fill_bank(task.passages)
-    return made
+def learner(layout: Layout, states: RandomStates) -> Learner:
+    return Learner(DendriticAdapter(layout).load_vector(layout.first_vector(b"s")), states, CPU)
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(0, 0), Layout(1, 2)], ids=str)
@@ -47,7 +45,7 @@ def test_ranking_loss_is_infonce_with_other_right_answers_masked(layout: Layout,
     texts, task = pairs()
     states = RandomStates(len(texts.items))
     settings = LocalSettings(batch_rows=12, temperature=0.1, corpus_negatives=corpus)
-    found = ranking_loss(learner(layout, states, task), task, settings, np.random.default_rng(0)).item()
+    found = ranking_loss(learner(layout, states), task, settings, np.random.default_rng(0)).item()
     q = states.pooled(task.queries).numpy()
     p = states.pooled(task.passages).numpy()
     logits = q @ p.T / 0.1  # the whole batch: all passages are candidates, with or without a corpus
@@ -62,7 +60,7 @@ def test_a_labelled_utterance_is_never_its_own_answer() -> None:
     assert [texts.items[q] for q in task.queries] == ["a", "b", "c", "d"]
     states = RandomStates(5)
     settings = LocalSettings(batch_rows=4, temperature=1.0, corpus_negatives=10)
-    found = ranking_loss(learner(Layout(), states, task), task, settings, np.random.default_rng(0)).item()
+    found = ranking_loss(learner(Layout(), states), task, settings, np.random.default_rng(0)).item()
     v = states.pooled(np.arange(5)).numpy()
     cosine = v @ v.T
     other = [1, 0, 3, 2]
@@ -77,7 +75,7 @@ def test_a_named_negative_is_always_among_the_candidates() -> None:
     task = RankingTask.from_pairs(texts, [("q", "right", "wrong"), ("r", "other", None)])
     states = RandomStates(len(texts.items))
     settings = LocalSettings(batch_rows=2, temperature=1.0, corpus_negatives=0)
-    found = ranking_loss(learner(Layout(), states, task), task, settings, np.random.default_rng(0)).item()
+    found = ranking_loss(learner(Layout(), states), task, settings, np.random.default_rng(0)).item()
     q, p = states.pooled(task.queries).numpy(), states.pooled(task.passages).numpy()
     cosine = q @ p.T
     expected = np.mean([np.log(np.exp(cosine[i]).sum()) - cosine[i, task.positives[i][0]] for i in range(2)])
@@ -116,9 +114,9 @@ def test_local_steps_are_as_many_as_asked_reproducible_and_bounded(layout: Layou
 def test_training_finds_what_it_is_taught() -> None:
     texts, task = pairs(40)
     states, settings = RandomStates(len(texts.items)), LocalSettings(steps=60, batch_rows=40, learning_rate=1e-2)
-    before = learner(Layout(), states, task)
+    before = learner(Layout(), states)
     update = local_update(Layout(), Layout().first_vector(b""), [task], states, settings, np.random.default_rng(0))
-    after = learner(Layout(), states, task)
+    after = learner(Layout(), states)
     after.adapter.load_vector(Layout().first_vector(b"") + update)
     rng = np.random.default_rng(1)
     assert ranking_loss(after, task, settings, rng).item() < 0.5 * ranking_loss(before, task, settings, rng).item()

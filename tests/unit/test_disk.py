@@ -1,0 +1,79 @@
+"""Files that are there whole or not at all, one process a folder, and errors that carry a code of the table."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nexus_common.disk import single_process, write_durably
+from nexus_common.errors import REFUSALS, NexusError, Refusal
+
+
+def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:
+    write_durably(tmp_path / "x", b"one")
+    write_durably(tmp_path / "x", b"two")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"two"}
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path: Path) -> None:
+    write_durably(tmp_path / "x", b"old")
+    script = (
+        "import os, pathlib, sys\n"
+        "from nexus_common import disk\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), 9)\n"
+        "disk.write_durably(pathlib.Path(sys.argv[1]), b'new')\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, tmp_path / "x"], check=False)
+    assert killed.returncode == -9
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    write_durably(tmp_path / "x", b"old")
+    with pytest.raises(TypeError):
+        write_durably(tmp_path / "x", "no bytes")  # type: ignore[arg-type]
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_a_second_holder_of_a_folder_is_told_who_holds_it(tmp_path: Path) -> None:
+    held = single_process(tmp_path / "state" / "server.lock", "nexus-server")
+    with pytest.raises(NexusError, match=f"another nexus-server already runs on {tmp_path}/state; stop it first"):
+        single_process(tmp_path / "state" / "server.lock", "nexus-server")
+    held.close()
+
+
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys\n"
+        "from nexus_common import disk\n"
+        "held = disk.single_process(pathlib.Path(sys.argv[1]), 'nexus-server')\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, tmp_path / "lock"], check=False).returncode == -9
+    assert (tmp_path / "lock").exists()
+    single_process(tmp_path / "lock", "nexus-server").close()
+
+
+def test_a_folder_made_for_a_lock_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        single_process(tmp_path / "state" / "lock", "nexus-server").close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_a_refusal_says_its_code_and_what_the_code_means(code: str) -> None:
+    refusal = Refusal(code)
+    assert (refusal.code, str(refusal)) == (code, f"{code}: {REFUSALS[code]}")
+
+
+def test_a_refusal_says_its_own_text_where_it_has_one() -> None:
+    assert str(Refusal("no-data", "0 of 3 rows")) == "no-data: 0 of 3 rows"
+
+
+def test_a_refusal_cannot_have_a_code_outside_of_the_table() -> None:
+    with pytest.raises(ValueError, match="unknown refusal code 'no-idea'"):
+        Refusal("no-idea")
