@@ -88,7 +88,7 @@ class Encoder:
         for start in range(0, len(there), BATCH_TEXTS):
             batch = there[start : start + BATCH_TEXTS]
             states, mask = self.cache.tokens(batch)
-            yield batch, torch.from_numpy(states), torch.from_numpy(mask)
+            yield batch, torch.from_numpy(states).float(), torch.from_numpy(mask)
         for batch, each, _ in self._encode(sorted(missing)):
             padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(s) for s in each], batch_first=True)
             lengths = torch.tensor([len(s) for s in each])
@@ -139,4 +139,4 @@ class CachedStates:
     def tokens(self, numbers: Ids) -> tuple[Tensor, Tensor]:
         """States [n, tokens, 384] and mask [n, tokens]."""
         states, mask = self._cache.tokens([self._texts[number] for number in numbers])
-        return torch.from_numpy(states), torch.from_numpy(mask)
+        return torch.from_numpy(states).float(), torch.from_numpy(mask)

@@ -16,7 +16,7 @@ from nexus_common import wire
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan, plan_from_wire
 
-from nexus_client.train import local_update
+from nexus_client.train import local_update, warm_up
 from nexus_client.versions import StoredAdapter, federated_file
 from nexus_client.workspace import Readied, Workspace
 
@@ -81,7 +81,9 @@ class SiteRounds:
         log.info("preparing for run %s", plan.name)
         self.progress = Progress("preparing", run=plan.name)
         try:
-            self._readied = self.workspace.ready(plan.adapter.layout, self._on_embedded)
+            readied = self.workspace.ready(plan.adapter.layout, self._on_embedded)
+            warm_up()
+            self._readied = readied
             self.progress = Progress("ready", run=plan.name)
             log.info("ready for run %s", plan.name)
         except NexusError as problem:

@@ -65,6 +65,11 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def warm_up() -> None:
+    """Load what torch's optimisers import at first use (seconds on a small board), so that no round pays for it."""
+    make_optimiser(DendriticAdapter(Layout()), LocalSettings())
+
+
 def clipped(update: Vector, clip_norm: float) -> Vector:
     """The update, scaled down to L2 norm ``clip_norm`` where it is longer."""
     norm = float(np.linalg.norm(update.astype(np.float64)))
