@@ -93,6 +93,9 @@ def _data(workspace: Workspace) -> Iterator[CheckLine]:
 
 def _disk(workspace: Workspace) -> Iterator[CheckLine]:
     state = workspace.place.state
+    if not state.is_dir():
+        yield _line("disk", "fault", f"the state folder {state} is missing", "restore it, or run `nexus-client join`")
+        return
     free, need = shutil.disk_usage(state).free, workspace.settings.salience_rows * TOKEN_BYTES
     found = f"{free / 1e9:.1f} GB free at {state}; the embedding cache may take up to {need / 1e9:.2f} GB"
     if free < need:

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nexus_common import certs, rpc
 from nexus_common.address import refuse_beyond_loopback, split_address
 from nexus_common.cli import moment
@@ -44,8 +44,11 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
     answer, authority = _request(invite, place)
     if answer.certificate is None or answer.server is None:
         raise NexusError(_refusal_text(invite, answer))
-    refuse_beyond_loopback(answer.server)
-    _check_certificate(answer.certificate, authority, invite, place)
+    try:
+        refuse_beyond_loopback(answer.server)
+        _check_certificate(answer.certificate, authority, invite, place)
+    except ValueError as problem:
+        raise NexusError(f"the server's answer cannot be used ({problem}); nothing was changed but the keys") from None
     write_durably(place.keys / "ca.crt", certs.pem(authority))
     write_durably(place.keys / "site.crt", answer.certificate.encode())
     place.write_settings(answer.server, data)
@@ -61,10 +64,10 @@ def _request(invite: Invite, place: SiteHome) -> tuple[EnrolAnswer, x509.Certifi
         try:
             text = rpc.call(channel, SERVICE, "authority", rpc.Nothing(), Authority, CONNECT_SECONDS).certificate
             authority = x509.load_pem_x509_certificate(text.encode())
-            certs.check_issued_by(leaf, authority, invite.ca_hash)
+            certs.check_issued_by(leaf, authority, invite.ca_hash, ExtendedKeyUsageOID.SERVER_AUTH)
             answer = rpc.call(channel, SERVICE, "enrol", _enrol_request(invite, place), EnrolAnswer, CONNECT_SECONDS)
         except (ConnectionError, ValueError) as problem:
-            issuer = leaf.issuer.rfc4514_string()
+            issuer = certs.issuer_of(leaf)
             raise NexusError(
                 f"{invite.address} answered with a certificate from {issuer!r}, but not as a NEXUS server "
                 f"({problem}); is the address right, or does this network inspect TLS?"
@@ -110,7 +113,7 @@ def _enrol_request(invite: Invite, place: SiteHome) -> EnrolRequest:
 def _check_certificate(text: str, authority: x509.Certificate, invite: Invite, place: SiteHome) -> None:
     """The certificate must be of this site, of these keys, from the pinned authority."""
     certificate = x509.load_pem_x509_certificate(text.encode())
-    certs.check_issued_by(certificate, authority, invite.ca_hash)
+    certs.check_issued_by(certificate, authority, invite.ca_hash, ExtendedKeyUsageOID.CLIENT_AUTH)
     own = certs.key_hash(certs.load_transport_key(place.keys / "transport.key").public_key())
     identity = certs.raw_identity(certs.load_identity(place.keys / "identity.key"))
     if certs.key_hash(certificate) != own or certs.site_and_identity(certificate) != (invite.site, identity):

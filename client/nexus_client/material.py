@@ -54,13 +54,18 @@ class RankingTask:
         kept = [i for i, number in enumerate(self.passages) if number in texts]
         place[kept] = np.arange(len(kept))
 
-        def moved(places: Ids) -> Ids:
-            return place[places][place[places] >= 0]
+        numbers, shared = self.passages[kept], dict[int, Ids]()
 
-        rows = [i for i, q in enumerate(self.queries) if q in texts and len(moved(self.positives[i]))]
+        def moved(places: Ids) -> Ids:
+            """New places of those that are left; arrays that questions share stay shared."""
+            if id(places) not in shared:
+                shared[id(places)] = place[places][place[places] >= 0]
+            return shared[id(places)]
+
+        rows = [i for i, q in enumerate(self.queries) if q in texts and (numbers[moved(self.positives[i])] != q).any()]
         return type(self)(
             self.queries[rows],
-            self.passages[kept],
+            numbers,
             [moved(self.positives[i]) for i in rows],
             [moved(self.negatives[i]) for i in rows],
         )
@@ -105,7 +110,7 @@ class RankingTask:
             by_label.setdefault(label, []).append(place)
         answers = {label: np.array(places, np.int64) for label, places in by_label.items()}
         asked_as = {texts.add(text): label for text, label in asked}
-        fewest = {number: 2 if number in label_of else 1 for number in asked_as}
+        fewest = {number: 2 if label_of.get(number) == label else 1 for number, label in asked_as.items()}
         kept = [n for n, label in asked_as.items() if len(answers.get(label, ())) >= fewest[n]]
         return cls(
             np.array(kept, np.int64),

@@ -4,14 +4,13 @@ Settings lie in ``/etc/nexus/SITE`` (root's), state in ``/var/lib/nexus/SITE`` (
 lie below ``DIR/SITE``.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
 from nexus_common.address import Address, refuse_beyond_loopback
-from nexus_common.config import Settings, SiteName, read_toml
+from nexus_common.config import Settings, SiteName, read_toml, toml_string
 from nexus_common.errors import NexusError
 from pydantic import Field
 
@@ -102,12 +101,12 @@ class SiteHome:
         """Write a commented ``site.toml`` unless there is one."""
         if self.settings_file.exists():
             return
-        tables = "".join(f"\n[[data]]\npath = {json.dumps(str(path.absolute()))}\n" for path in data)
+        tables = "".join(f"\n[[data]]\npath = {toml_string(str(path.absolute()))}\n" for path in data)
         self.settings_file.write_text(
             TEMPLATE.format(
                 site=self.site,
-                site_text=json.dumps(self.site),
-                server_text=json.dumps(server),
+                site_text=toml_string(self.site),
+                server_text=toml_string(server),
                 threads=os.cpu_count() or 1,
                 data=tables or '\n# [[data]]\n# path = "/srv/handbook"\n',
             ),

@@ -36,8 +36,9 @@ class States(Protocol):
 class Learner:
     """An adapter bound to the states that feed it: numbers in, embeddings out.
 
-    ``dropout`` (Srivastava et al. 2014) falls on the pooled vector, between salience and projection; its masks come
-    from ``generator``, so that a repeated round is the same one.
+    ``dropout`` (Srivastava et al. 2014) falls on what the projection adds to the pooled vector, not on the vector
+    itself: out = x + f(m * x) - m * x with a mask m.  So every step keeps the base model's geometry, which is what lets
+    a few hundred rows train for many rounds.  Masks come from ``generator``: a repeated round is the same one.
     """
 
     adapter: DendriticAdapter
@@ -54,10 +55,9 @@ class Learner:
         else:
             states, mask = self.states.tokens(distinct)
             x = self.adapter.salience.pool(states.to(self.device), mask.to(self.device))
-        if self.dropout:
-            kept = torch.rand(x.shape, generator=self.generator) >= self.dropout
-            x = x * kept.to(self.device) / (1 - self.dropout)
-        return self.adapter.projection.project(x)[torch.from_numpy(back).to(self.device)]
+        kept = (torch.rand(x.shape, generator=self.generator) >= self.dropout).to(self.device) / (1 - self.dropout)
+        y = x + self.adapter.projection.layer(kept * x) - kept * x
+        return torch.nn.functional.normalize(y, dim=-1)[torch.from_numpy(back).to(self.device)]
 
 
 def best_device() -> torch.device:

@@ -4,13 +4,12 @@ safetensors with the plan's canonical JSON beside the vector, so a version expla
 leaves the old file or the new one.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from nexus_common.disk import write_durably
-from nexus_common.errors import NexusError
+from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from safetensors import SafetensorError, safe_open
@@ -42,7 +41,7 @@ class StoredAdapter:
             plan = Plan.model_validate_json(facts["plan"])
             plan.adapter.layout.split(vector)
             return cls(plan, int(facts["number"]), vector, facts["trained_on"])
-        except (SafetensorError, KeyError, ValueError, TypeError, json.JSONDecodeError) as problem:
+        except (SafetensorError, KeyError, ValueError, TypeError, Refusal) as problem:
             raise NexusError(
                 f"{path} is damaged ({type(problem).__name__}); delete it: the server sends the newest version again"
             ) from None

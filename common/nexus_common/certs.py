@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from nexus_common.disk import sync_folder
 from nexus_common.errors import NexusError, Refusal
 
 TransportKey = ec.EllipticCurvePrivateKey
@@ -43,12 +44,19 @@ def new_transport_key() -> TransportKey:
 
 
 def save_key(path: Path, key: TransportKey | Ed25519PrivateKey) -> None:
-    """Write a private key, mode 0600, never over an existing one."""
+    """Write a private key, mode 0600, whole or not at all, and never over an existing one (FileExistsError)."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def load_transport_key(path: Path) -> TransportKey:
@@ -103,7 +111,8 @@ def pem(certificate: x509.Certificate) -> bytes:
 
 def make_authority(key: TransportKey, name: str, now: dt.datetime) -> x509.Certificate:
     """The consortium's transport CA, self-signed."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"NEXUS {name} CA")])
+    short = name.encode()[:50].decode(errors="ignore")  # X.509 allows 64 bytes
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"NEXUS {short} CA")])
     return (
         _builder(subject, subject, key.public_key(), now, CA_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -149,14 +158,26 @@ def site_and_identity(certificate: x509.Certificate) -> tuple[str, bytes]:
         raise ValueError("not a site's certificate") from problem
 
 
-def check_issued_by(certificate: x509.Certificate, ca: x509.Certificate, pinned: bytes) -> None:
-    """Raise Refusal ``wrong-authority`` unless ``ca`` has the pinned key and signed ``certificate``."""
+def issuer_of(certificate: x509.Certificate) -> str:
+    """The issuer's name for an error message, also where it cannot be read."""
+    try:
+        return certificate.issuer.rfc4514_string()
+    except ValueError:
+        return "an issuer whose name cannot be read"
+
+
+def check_issued_by(
+    certificate: x509.Certificate, ca: x509.Certificate, pinned: bytes, usage: x509.ObjectIdentifier
+) -> None:
+    """Raise Refusal ``wrong-authority`` unless ``ca`` has the pinned key and signed ``certificate`` for this usage."""
     try:
         if key_hash(ca) != pinned:
             raise ValueError("another CA key than the one in the invitation")
         certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
-        issuer = certificate.issuer.rfc4514_string()
+        if usage not in certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value:
+            raise ValueError("a certificate for another purpose")
+    except (ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature, UnsupportedAlgorithm):
+        issuer = issuer_of(certificate)
         raise Refusal(
             "wrong-authority",
             f"the certificate came from {issuer!r}, not from the consortium's key: this "

@@ -11,6 +11,7 @@ import click
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nexus_common.errors import NexusError
@@ -53,7 +54,7 @@ def run_cli(app: typer.Typer, name: str, argv: list[str] | None) -> int:
     """Exit code: 0 good, 1 failed (with the cause on stderr), 2 usage."""
     command = typer.main.get_command(app)
     try:
-        command.main(args=argv, prog_name=name, standalone_mode=False)
+        found = command.main(args=argv, prog_name=name, standalone_mode=False)
     except click.ClickException as problem:
         problem.show()
         return 2
@@ -65,7 +66,7 @@ def run_cli(app: typer.Typer, name: str, argv: list[str] | None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    return 0
+    return found if isinstance(found, int) else 0  # an exit code where typer turned one into a value
 
 
 def show(context: typer.Context, data: Any, text: str) -> None:
@@ -87,7 +88,7 @@ def table(head: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -
     for i, name in enumerate(head):
         made.add_column(name, justify="right" if i in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     console = Console(width=120, color_system=None, force_terminal=False)
     with console.capture() as captured:
         console.print(made)

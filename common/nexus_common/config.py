@@ -5,13 +5,14 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nexus_common.errors import NexusError
 
-SiteName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+SITE_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+SiteName = Annotated[str, Field(pattern=SITE_PATTERN)]
 """1 to 63 of a-z, 0-9 and inner hyphens: safe as a file name, a certificate name and a metric label."""
 
 
@@ -28,7 +29,7 @@ def parse_toml(kind: type[S], text: str, where: str) -> S:
     """Parse and validate; raises NexusError that lists every fault with its key."""
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
+    except (ValueError, RecursionError) as problem:  # TOMLDecodeError, and what tomllib lets through
         raise NexusError(f"{where}: not valid TOML: {problem}") from None
     return validate(kind, found, where)
 
@@ -54,6 +55,15 @@ def read_toml(kind: type[S], path: Path, remedy: str) -> S:
         raise NexusError(f"{path} cannot be read: {problem}") from None
 
 
+def toml_string(text: str) -> str:
+    """A basic string of TOML; NexusError for text that TOML cannot hold (a file name that is not UTF-8)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise NexusError(f"{text!r} is not UTF-8, and settings files are; rename it") from None
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name, ready to stand at the end of a sentence; empty where nothing is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -75,7 +85,7 @@ def _fault(kind: type[BaseModel], error: Any) -> str:
 def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         field = kind.model_fields.get(part)
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            kind = inner
+        for inner in (field.annotation, *get_args(field.annotation)) if field else ():
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                kind = inner
     return list(kind.model_fields)

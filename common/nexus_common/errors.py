@@ -23,6 +23,7 @@ REFUSALS: Final[dict[str, str]] = {
     "invite-unknown": "no invitation with this secret",
     "invite-expired": "the invitation is older than its validity",
     "invite-used": "the invitation was used with another key",
+    "key-in-use": "a key that is enrolled already",
     "request-signature": "a certificate request that is not signed by the keys in it",
     "wrong-authority": "the server's certificate is not from the pinned consortium key",
 }

@@ -4,6 +4,7 @@ Checked against flwr 1.41.0, pinned exactly; ``tests/federation/test_flower_cont
 must be imported before anything from flwr, because the off switches are read at import.
 """
 
+import json
 import logging
 import os
 import sys
@@ -136,7 +137,16 @@ def whole_message(object_id: str, contents: dict[str, bytes], metadata: Any) -> 
     Refusal ``malformed`` for anything that Flower's parsers cannot read, whatever they raise.
     """
     try:
+        chunks = sum(
+            len(json.loads(part.split(b"\0", 1)[1])["arraychunk_ids"])
+            for part in contents.values()
+            if part.startswith(b"Array ")
+        )
+        if chunks > MAX_PARTS:  # an array may name one chunk again and again, and Flower would repeat it in memory
+            raise Refusal("malformed", f"arrays of {chunks} chunks, at most {MAX_PARTS}")
         inner = inflate_object_from_contents(object_id, contents)
+    except Refusal:
+        raise
     except Exception as problem:  # noqa: BLE001  bytes of a peer must not be able to stop a process
         raise Refusal("malformed", f"parts that do not make a message ({type(problem).__name__})") from None
     if not isinstance(inner, Message):

@@ -48,10 +48,10 @@ class LocalSettings(Settings):
     steps: Annotated[int, Field(ge=1, le=10_000)] = 30
     batch_rows: Annotated[int, Field(ge=2, le=4096)] = 64
     learning_rate: Positive = 1e-3
-    salience_learning_rate: Positive = 1e-2
+    salience_learning_rate: Positive = 3e-3
     temperature: Positive = 0.05
     corpus_negatives: Annotated[int, Field(ge=0, le=100_000)] = 64
-    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.5
     scored_loss: Literal["cosine-mse", "cosent"] = "cosine-mse"
     clip_norm: Positive = 10.0
 

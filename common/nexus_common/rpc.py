@@ -5,6 +5,7 @@ code generator.  A NexusError of a method travels as its text (both ends of the 
 answers in structured fields instead).
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from nexus_common.errors import NexusError
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 MAX_SOCKET_PATH: Final = 100  # the kernel's limit is 108
+MAX_ERROR_CHARACTERS: Final = 2000  # an error's text travels as metadata, which gRPC bounds at 16 KiB
+log = logging.getLogger(__name__)
 _LIMITS: Final = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
 
 
@@ -114,7 +117,7 @@ def _handlers(service: str, methods: Mapping[str, Method[Any, Any]]) -> grpc.Gen
 
 
 def _guarded(method: Method[Any, Any]) -> Callable[[bytes, grpc.ServicerContext], BaseModel]:
-    """Validation and NexusError become statuses with text; any other fault stays a bare UNKNOWN."""
+    """Validation and NexusError become statuses with text; any other fault is logged here and told as ``internal``."""
 
     def run(data: bytes, context: grpc.ServicerContext) -> BaseModel:
         try:
@@ -124,7 +127,11 @@ def _guarded(method: Method[Any, Any]) -> Callable[[bytes, grpc.ServicerContext]
         try:
             return method.run(request)  # type: ignore[no-any-return]
         except NexusError as problem:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(problem))
+            code, text = grpc.StatusCode.FAILED_PRECONDITION, str(problem)[:MAX_ERROR_CHARACTERS]
+        except Exception:
+            log.exception("a call met a fault")
+            code, text = grpc.StatusCode.INTERNAL, "a fault of the program; its log says which"
+        context.abort(code, text)
         raise AssertionError("abort raises")
 
     return run

@@ -42,9 +42,9 @@ class FedAvg:
 
     def restore(self, state: State) -> None:
         """Take up a state; empty means the beginning."""
+        if state and {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in self.state().items()}:
+            raise NexusError(f"the optimiser's stored state {sorted(state)} does not fit {type(self).__name__}")
         for name, value in state.items():
-            if name not in self.state() or value.shape != (self.dim,):
-                raise NexusError(f"the optimiser's stored {name!r} {value.shape} does not fit {type(self).__name__}")
             setattr(self, name, np.array(value, np.float64))
 
 

@@ -8,7 +8,9 @@ only while invitations are open.
 import datetime as dt
 import hashlib
 import logging
+import re
 import secrets
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,11 @@ from typing import Any, Final
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nexus_common import certs, rpc
+from nexus_common.config import SITE_PATTERN
 from nexus_common.disk import write_durably
 from nexus_common.enrolment import (
     SERVICE,
@@ -77,12 +80,14 @@ class CertificateAuthority:
 
     @classmethod
     def create(cls, files: CertificateFiles, name: str) -> "CertificateAuthority":
-        """Make the CA and the server's key; the folder must not hold one yet."""
+        """Make the CA and the server's key; what an interrupted attempt has left is kept and completed."""
         files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = certs.new_transport_key()
-        certs.save_key(files.ca_key, key)
-        write_durably(files.ca, certs.pem(certs.make_authority(key, name, dt.datetime.now(dt.UTC))))
-        certs.save_key(files.server_key, certs.new_transport_key())
+        for path in (files.ca_key, files.server_key):
+            if not path.exists():
+                certs.save_key(path, certs.new_transport_key())
+        if not files.ca.exists():
+            key = certs.load_transport_key(files.ca_key)
+            write_durably(files.ca, certs.pem(certs.make_authority(key, name, dt.datetime.now(dt.UTC))))
         return cls(files)
 
     def ensure_server_certificate(self, hosts: list[str]) -> None:
@@ -111,10 +116,13 @@ class Enrolment:
 
     def __init__(self, authority: CertificateAuthority, registry: Registry, settings: ServerSettingsFile) -> None:
         self.authority, self.registry, self.settings = authority, registry, settings
+        self._lock = threading.Lock()  # one request at a time: an invitation is used once
         self._listener: grpc.Server | None = None
 
     def invite(self, site: str) -> Invite:
         """A fresh invitation for a site that is not enrolled; an older one for it ends."""
+        if not re.fullmatch(SITE_PATTERN, site):
+            raise NexusError(f"{site!r} cannot be a site's name: 1 to 63 of a-z, 0-9 and inner hyphens")
         if site in {row.name for row in self.registry.sites()}:
             raise NexusError(f"{site} is already enrolled; `nexus-server sites` lists the sites")
         secret = secrets.token_bytes(16)
@@ -149,6 +157,10 @@ class Enrolment:
 
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:
         """Check a request against its invitation; the certificate, or the refusal's code with its facts."""
+        with self._lock:
+            return self._enrol(request)
+
+    def _enrol(self, request: EnrolRequest) -> EnrolAnswer:
         contact = self.settings.contact
         secret_hash = hashlib.sha256(request.secret).digest()
         invitation = self.registry.invitation(secret_hash)
@@ -164,6 +176,10 @@ class Enrolment:
             return self._again(invitation.site, invitation.request_hash, request_hash)
         if time.time() > invitation.expires:
             return EnrolAnswer(refused="invite-expired", expired=invitation.expires, contact=contact)
+        if any(
+            request.identity == row.identity or certs.key_hash(key) == row.key_hash for row in self.registry.sites()
+        ):
+            return EnrolAnswer(refused="key-in-use", contact=contact)
         certificate = self.authority.issue(request.site, key, request.identity)
         self.registry.enrol(
             SiteRow(
@@ -202,6 +218,6 @@ def _checked_key(request: EnrolRequest) -> ec.EllipticCurvePublicKey:
             raise ValueError("the request is not signed by its own key")
         signed = request_bytes(request.site, request.secret, request.csr)
         Ed25519PublicKey.from_public_bytes(request.identity).verify(request.signature, signed)
-    except (ValueError, InvalidSignature) as problem:
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion) as problem:
         raise Refusal("request-signature", str(problem)) from None
     return key

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import grpc
 import typer
-from nexus_common import rpc
-from nexus_common.address import refuse_beyond_loopback
+from nexus_common import certs, rpc
 from nexus_common.cli import (
     AnywhereOptions,
     HomeOption,
@@ -21,10 +20,12 @@ from nexus_common.cli import (
     show,
     table,
 )
+from nexus_common.config import parse_toml, toml_string
+from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
 
 from nexus_server import admin_api as admin
-from nexus_server.settings import TEMPLATE, admin_socket, read_settings
+from nexus_server.settings import TEMPLATE, ServerSettingsFile, admin_socket, checked
 
 app = typer.Typer(
     cls=AnywhereOptions,
@@ -66,25 +67,19 @@ def init(
     from nexus_server.ca import CertificateAuthority, CertificateFiles  # noqa: PLC0415
 
     home = _home(context)
-    if (home / "server.toml").exists() or (home / "keys" / "ca.key").exists():
+    if (home / "server.toml").exists():
         raise NexusError(f"{home} is already initialised; its keys are what the sites trust, so nothing was changed")
-    for given in (address, enrol_address):
-        try:
-            refuse_beyond_loopback(given)
-        except ValueError as problem:
-            raise NexusError(str(problem)) from None
+    quoted = {"name": name, "contact": contact, "address": address, "enrol_address": enrol_address}
+    text = TEMPLATE.format(**{key: toml_string(value) for key, value in quoted.items()})
+    checked(parse_toml(ServerSettingsFile, text, "nexus-server init"))
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    text = TEMPLATE.format(
-        name=name.replace('"', "'"), contact=contact.replace('"', "'"), address=address, enrol_address=enrol_address
-    )
-    (home / "server.toml").write_text(text, encoding="utf-8")
-    read_settings(home)
     authority = CertificateAuthority.create(CertificateFiles(home / "keys"), name)
-    fingerprint = authority.certificate.fingerprint(authority.certificate.signature_hash_algorithm).hex()[:16]  # type: ignore[arg-type]
+    write_durably(home / "server.toml", text.encode())  # last: it says that all of it is there
+    pinned = certs.key_hash(authority.certificate).hex()[:16]
     show(
         context,
         {"home": str(home), "address": address, "enrol_address": enrol_address},
-        f"made {home}: server.toml, keys/ (the CA's key {fingerprint}… is what sites will pin: back it up)\n"
+        f"made {home}: server.toml, keys/ (the CA's key is what sites will pin, {pinned}…: back it up)\n"
         f"next: nexus-server --home {home}\n      nexus-server --home {home} invite hospital-a",
     )
 

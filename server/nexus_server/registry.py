@@ -188,7 +188,7 @@ class Registry:
                 (run.plan.name, run.round + 1, version, json.dumps(cohort), seconds, bytes_up, time.time()),
             )
             db.execute("UPDATE runs SET optimiser = ? WHERE name = ?", (state, run.plan.name))
-        if run.optimiser and run.optimiser != state:
+        if run.optimiser and not self._rows("SELECT name FROM runs WHERE optimiser = ?", run.optimiser):
             self._optimisers.delete(run.optimiser)
 
     def note_failed_round(self, run: str, number: int, reasons: dict[str, str]) -> None:

@@ -8,16 +8,16 @@ from nexus_common.config import Settings, read_toml
 
 TEMPLATE: Final = """\
 # Settings of this consortium's server; `nexus-server` reads them at its start.
-name = "{name}"
-contact = "{contact}"          # whom a site asks when an invitation does not work
+name = {name}
+contact = {contact}          # whom a site asks when an invitation does not work
 
 # The main port: what sites dial, and where this machine listens for it.
-address = "{address}"
-listen = "{address}"
+address = {address}
+listen = {address}
 
 # The enrolment port: open only while an invitation is.
-enrol_address = "{enrol_address}"
-enrol_listen = "{enrol_address}"
+enrol_address = {enrol_address}
+enrol_listen = {enrol_address}
 """
 
 
@@ -34,7 +34,11 @@ class ServerSettingsFile(Settings):
 
 def read_settings(home: Path) -> ServerSettingsFile:
     """Read and check ``server.toml``."""
-    settings = read_toml(ServerSettingsFile, home / "server.toml", "run `nexus-server init` first")
+    return checked(read_toml(ServerSettingsFile, home / "server.toml", "run `nexus-server init` first"))
+
+
+def checked(settings: ServerSettingsFile) -> ServerSettingsFile:
+    """The settings themselves; Refusal where an address lies beyond loopback."""
     for address in (settings.address, settings.listen, settings.enrol_address, settings.enrol_listen):
         refuse_beyond_loopback(address)
     return settings

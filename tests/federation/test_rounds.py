@@ -22,6 +22,7 @@ def plan_of(names: tuple[str, ...], **settings: object) -> Plan:
         "min_cohort": 3,
         "gather_seconds": 0.0,
         "local": {"clip_norm": 1000.0},
+        "server": {"step": 1.0},
     } | settings
     return Plan.model_validate(fields)
 

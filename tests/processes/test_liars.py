@@ -19,7 +19,7 @@ HONEST = SITES[:3]
 
 def plan_of(name: str, **settings: object) -> Plan:
     fields = {"name": name, "sites": SITES, "rounds": 1, "min_cohort": 3, "gather_seconds": 30.0,
-              "round_deadline_seconds": 5.0, "local": {"clip_norm": 1000.0}}  # fmt: skip
+              "round_deadline_seconds": 5.0, "local": {"clip_norm": 1000.0}, "server": {"step": 1.0}}  # fmt: skip
     return Plan.model_validate(fields | settings)
 
 
@@ -32,6 +32,8 @@ gather_seconds = {plan.gather_seconds}
 round_deadline_seconds = {plan.round_deadline_seconds}
 [local]
 clip_norm = {plan.local.clip_norm}
+[server]
+step = {plan.server.step}
 """
 
 

@@ -97,8 +97,8 @@ def test_a_restored_state_is_a_copy(name: str) -> None:
     stored = {key: value.copy() for key, value in optimiser(name).state().items()}
     made = optimiser(name)
     made.restore(stored)
-    for value in stored.values():
-        value += 1
+    for key in stored:
+        stored[key] += 1
     assert all(not np.array_equal(value, stored[key]) for key, value in made.state().items())
 
 
@@ -125,7 +125,6 @@ def test_a_state_cannot_replace_anything_but_the_state(name: str) -> None:
         optimiser("fedavg").restore({name: np.zeros(DIM)})
 
 
-@pytest.mark.xfail(strict=True, reason="restore takes a part of a state and leaves the rest at its beginning")
 def test_half_a_state_is_refused() -> None:
-    with pytest.raises(NexusError, match="second"):
+    with pytest.raises(NexusError, match="does not fit FedAdam"):
         optimiser("fedadam").restore({"first": np.ones(DIM)})

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import pytest
 import typer
-from nexus_common.cli import AnywhereOptions, HomeOption, JsonOption, Options, ago, moment, options, run_cli, show, table
+from nexus_common.cli import (
+    AnywhereOptions,
+    HomeOption,
+    JsonOption,
+    Options,
+    ago,
+    moment,
+    options,
+    run_cli,
+    show,
+    table,
+)
 from nexus_common.errors import NexusError
 
 app = typer.Typer(cls=AnywhereOptions, rich_markup_mode=None, add_completion=False)
@@ -79,7 +90,6 @@ def test_a_failure_ends_with_1_and_its_cause_on_stderr(capsys: pytest.CaptureFix
     assert capsys.readouterr() == ("", "demo: cause; remedy\n")
 
 
-@pytest.mark.xfail(strict=True, reason="typer returns 130 from main(), and run_cli drops what main() returns")
 def test_ctrl_c_ends_with_130() -> None:
     assert run("fail", "keys") == 130
 
@@ -111,7 +121,6 @@ def test_a_table_is_plain_text_without_trailing_spaces() -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="rich reads square brackets in cells as its markup")
 def test_square_brackets_in_a_table_are_shown() -> None:
     assert "[red]x[/red]" in table(["a"], [["[red]x[/red]"]])
 

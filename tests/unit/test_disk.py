@@ -29,6 +29,13 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path: Path) ->
     assert (tmp_path / "x").read_bytes() == b"old"
 
 
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
+    write_durably(tmp_path / "x", b"old")
+    with (tmp_path / "x").open("rb", buffering=0) as reader:
+        write_durably(tmp_path / "x", b"new")
+        assert reader.read() == b"old"
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     write_durably(tmp_path / "x", b"old")
     with pytest.raises(TypeError):

@@ -83,9 +83,12 @@ def test_a_line_that_is_not_whole_is_called_that(line: str) -> None:
 
 def test_what_a_site_signs_is_pinned() -> None:
     signed = request_bytes("hospital-a", b"secret", b"CSR")
-    assert signed == b"nexus enrol 1\nhospital-a\n" + bytes.fromhex(
-        "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"
-    ) + b"CSR"
+    assert (
+        signed
+        == b"nexus enrol 1\nhospital-a\n"
+        + bytes.fromhex("2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b")
+        + b"CSR"
+    )
 
 
 @given(st.binary(), st.binary())

@@ -56,8 +56,7 @@ def test_the_order_of_sites_is_part_of_the_hash() -> None:
 
 def test_the_hash_is_of_all_settings_in_sorted_compact_json() -> None:
     assert plan().canonical.startswith(b'{"adapter":{"activation":"tanh",')
-    assert plan().hash == hashlib.sha256(b"nexus run 1
-" + plan().canonical).digest()
+    assert plan().hash == hashlib.sha256(b"nexus run 1\n" + plan().canonical).digest()
 
 
 @pytest.mark.parametrize(

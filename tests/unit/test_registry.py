@@ -1,10 +1,8 @@
-"""The server's memory after every kind of end: rounds whole or not at all, files by content, invitations, schema."""
+"""The server's memory after every kind of end: rounds whole or not at all, files by content, schema."""
 
 import dataclasses
 import json
 import sqlite3
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 from nexus_common.errors import NexusError
 from nexus_common.plan import Plan
 from nexus_server import registry as module
-from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run, SiteRow
+from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
 from nexus_server.registry import MIGRATIONS, Registry
 
 PLAN = Plan(name="demo", sites=("a", "b", "c"))
@@ -49,11 +47,6 @@ def velocity(registry: Registry) -> float | None:
 def reopened(registry: Registry) -> Registry:
     registry.close()
     return Registry(registry.folder)
-
-
-def site(name: str, key: bytes = b"") -> SiteRow:
-    key = key or name.encode()
-    return SiteRow(name, key, b"pem", key, b"certificate", time.time() + 9e6, time.time(), None, None)
 
 
 def sql(registry: Registry, statement: str, *values: object) -> None:
@@ -121,7 +114,6 @@ def test_only_the_newest_optimiser_state_is_kept(registry: Registry) -> None:
     assert len(list((registry.folder / "versions").iterdir())) == 4
 
 
-@pytest.mark.xfail(strict=True, reason="commit_round deletes a state file by content although another run names it")
 def test_a_state_that_another_run_has_too_is_kept(registry: Registry) -> None:
     registry.create_run(PLAN.model_copy(update={"name": "other"}), VECTORS[0])
     commit(registry, 1)
@@ -172,58 +164,6 @@ def test_failed_rounds_are_counted_a_run_and_bounded(registry: Registry) -> None
     assert json.loads(newest["reasons"]) == {"a": "norm-bound"}
 
 
-def test_an_invitation_is_open_until_its_site_is_seen(registry: Registry) -> None:
-    registry.invite("a", b"secret", time.time() + 60)
-    assert registry.open_invitations() == ["a"]
-    registry.enrol(site("a"), b"secret", b"request")
-    assert registry.open_invitations() == ["a"], "the answer may have been lost, so it may come again"
-    registry.note_seen({"a": time.time()})
-    assert registry.open_invitations() == []
-
-
-def test_an_expired_invitation_is_not_open_and_still_known(registry: Registry) -> None:
-    registry.invite("a", b"secret", time.time() - 1)
-    assert registry.open_invitations() == []
-    found = registry.invitation(b"secret")
-    assert found is not None
-    assert (found.site, found.request_hash) == ("a", None)
-
-
-def test_a_newer_invitation_ends_the_older_one(registry: Registry) -> None:
-    registry.invite("a", b"old", time.time() + 60)
-    registry.invite("a", b"new", time.time() + 60)
-    assert registry.invitation(b"old") is None
-    assert [one.secret_hash for one in registry.invitations()] == [b"new"]
-
-
-def test_a_used_invitation_remembers_the_request(registry: Registry) -> None:
-    registry.invite("a", b"secret", time.time() + 60)
-    registry.enrol(site("a"), b"secret", b"request")
-    found = reopened(registry).invitation(b"secret")
-    assert found is not None
-    assert found.request_hash == b"request"
-
-
-def test_a_site_with_the_keys_of_another_is_not_enrolled_and_uses_no_invitation(registry: Registry) -> None:
-    for name in ("a", "b"):
-        registry.invite(name, name.encode(), time.time() + 60)
-    registry.enrol(site("a", b"key"), b"a", b"request")
-    with pytest.raises(NexusError, match="UNIQUE"):
-        registry.enrol(site("b", b"key"), b"b", b"request")
-    assert [row.name for row in registry.sites()] == ["a"]
-    found = registry.invitation(b"b")
-    assert found is not None
-    assert found.request_hash is None
-
-
-def test_what_was_noted_of_a_site_is_kept(registry: Registry) -> None:
-    registry.enrol(site("a"), b"", b"")
-    registry.note_seen({"a": 12.5, "unknown": 1.0})
-    registry.note_readiness("a", "ready")
-    (row,) = reopened(registry).sites()
-    assert (row.last_seen, row.readiness) == (12.5, "ready")
-
-
 def test_a_newer_schema_is_refused(registry: Registry) -> None:
     sql(registry, f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(NexusError, match=f"has schema {len(MIGRATIONS) + 1}.*newer nexus-server"):
@@ -252,19 +192,6 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "registry.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(NexusError, match=r"registry\.sqlite cannot be opened"):
         Registry(tmp_path)
-
-
-def test_many_threads_may_write_at_once(registry: Registry) -> None:
-    def enrol(number: int) -> None:
-        registry.enrol(site(f"site-{number}"), b"", b"")
-        registry.note_seen({f"site-{number}": float(number)})
-
-    threads = [threading.Thread(target=enrol, args=(number,)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {row.name: row.last_seen for row in registry.sites()} == {f"site-{i}": float(i) for i in range(16)}
 
 
 def test_records_cannot_be_changed(registry: Registry) -> None:

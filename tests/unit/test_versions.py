@@ -1,0 +1,64 @@
+"""Adapters on a site's disk: what was stored comes back with its plan, and a damaged file is named with the remedy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nexus_client.versions import StoredAdapter, federated_file
+from nexus_common.errors import NexusError
+from nexus_common.plan import Plan
+from safetensors.numpy import save
+
+PLAN = Plan(name="demo", sites=("a", "b", "c"))
+VECTOR = PLAN.adapter.layout.first_vector(b"") + np.float32(0.5)
+FACTS = {"plan": PLAN.canonical.decode(), "number": "7", "trained_on": "data"}
+
+
+def read(folder: Path, data: bytes) -> StoredAdapter | None:
+    path = federated_file(folder)
+    path.write_bytes(data)
+    return StoredAdapter.read(path)
+
+
+def test_an_adapter_comes_back_with_its_plan(tmp_path: Path) -> None:
+    StoredAdapter(PLAN, 7, VECTOR, "data").write(federated_file(tmp_path))
+    found = StoredAdapter.read(federated_file(tmp_path))
+    assert found is not None
+    assert (found.plan, found.number, found.trained_on) == (PLAN, 7, "data")
+    np.testing.assert_array_equal(found.vector, VECTOR)
+
+
+def test_a_newer_version_takes_the_place_of_the_older(tmp_path: Path) -> None:
+    for number in (1, 2):
+        StoredAdapter(PLAN, number, VECTOR).write(federated_file(tmp_path))
+    found = StoredAdapter.read(federated_file(tmp_path))
+    assert found is not None
+    assert found.number == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["federated.safetensors"]
+
+
+def test_nothing_stored_is_nothing(tmp_path: Path) -> None:
+    assert StoredAdapter.read(federated_file(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 100,
+        save({"vector": VECTOR}, FACTS)[:-1],
+        save({"vector": VECTOR}),
+        save({"other": VECTOR}, FACTS),
+        save({"vector": VECTOR}, {"plan": FACTS["plan"], "number": "7"}),
+        save({"vector": VECTOR}, FACTS | {"number": "seven"}),
+        save({"vector": VECTOR}, FACTS | {"plan": "{"}),
+        save({"vector": VECTOR}, FACTS | {"plan": "{}"}),
+        pytest.param(
+            save({"vector": VECTOR[:-1]}, FACTS),
+        ),
+    ],
+    ids=["empty", "noise", "cut", "no facts", "no vector", "no origin", "no number", "no JSON", "no plan", "length"],
+)
+def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(NexusError, match=r"federated\.safetensors is damaged .*delete it"):
+        read(tmp_path, data)
