@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
-TORCH := 'torch>=2.9.1,<2.14'
+TORCH := 'torch>=2.9.1,$(if $(filter aarch64,$(shell uname -m)),<2.10,<2.14)'
 
 .PHONY: demo test lint bench clean
 
@@ -23,6 +23,7 @@ lint: $(VENV)/.dev
 	$(RUN) -m mypy
 
 bench: $(VENV)/.dev
+	$(RUN) -m tests.bench.server
 	$(RUN) -m tests.bench.quality
 
 $(VENV)/.runtime: pyproject.toml

@@ -22,6 +22,7 @@ from nexus_common.cli import (
     table,
 )
 from nexus_common.errors import NexusError
+from rich.console import Console
 
 from nexus_client import agent_api as api
 from nexus_client.site import SiteHome
@@ -32,7 +33,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="A site's client. Without a command it runs as the site's agent until it is stopped.",
+    help="A site's client. Without a command it runs as the site's agent until it is stopped.\n\n\b\n"
+    "Example: nexus-client --site hospital-a",
 )
 AGENT_SECONDS = 3600.0
 SiteOption = Annotated[str | None, typer.Option("--site", help="the site's name, where this machine has several")]
@@ -47,7 +49,11 @@ def _place(context: typer.Context) -> SiteHome:
 def agent(
     context: typer.Context, site: SiteOption = None, home: HomeOption = None, as_json: JsonOption = False
 ) -> None:
-    """Run the site's agent (what systemd starts).  Example: nexus-client --site hospital-a"""
+    """Run the site's agent (what systemd starts).
+
+    \b
+    Example: nexus-client --site hospital-a
+    """
     context.obj = Options(home, as_json, site)
     if context.invoked_subcommand is not None:
         return
@@ -66,7 +72,11 @@ def join(
     line: Annotated[str | None, typer.Argument(help="the pasted line; asked for where it is left out")] = None,
     data: Annotated[list[Path] | None, typer.Option(help="a data file or folder for site.toml; repeatable")] = None,
 ) -> None:
-    """Make keys here, paste one line, be enrolled.  Example: nexus-client join --data /srv/faq.csv"""
+    """Make keys here, paste one line, be enrolled.
+
+    \b
+    Example: nexus-client join --data /srv/faq.csv
+    """
     from nexus_client.enrol import join as enrol  # noqa: PLC0415
 
     given = options(context)
@@ -86,7 +96,11 @@ def join(
 
 @app.command()
 def check(context: typer.Context) -> None:
-    """Check data, certificate, clock, port, disk, base model, with remedies.  Example: nexus-client check"""
+    """Check data, certificate, port, clock, disk and model.
+
+    \b
+    Example: nexus-client check
+    """
     from nexus_client.check import check_site  # noqa: PLC0415
 
     place = _place(context)
@@ -104,8 +118,15 @@ def check(context: typer.Context) -> None:
 
 
 @app.command()
-def preview(context: typer.Context, rows: Annotated[int, typer.Option(min=0, max=50)] = 3) -> None:
-    """Show what would be trained on: counts and sample rows.  Example: nexus-client preview"""
+def preview(
+    context: typer.Context,
+    rows: Annotated[int, typer.Option(min=0, max=50, help="sample rows to show (3)", show_default=False)] = 3,
+) -> None:
+    """Show what would be trained on: counts and sample rows.
+
+    \b
+    Example: nexus-client preview
+    """
     place = _place(context)
     request = api.PreviewRequest(rows=rows)
 
@@ -128,7 +149,11 @@ def preview(context: typer.Context, rows: Annotated[int, typer.Option(min=0, max
 
 @app.command()
 def status(context: typer.Context) -> None:
-    """Show agent, version in use, last round, what waits for you.  Example: nexus-client status"""
+    """Show agent, version in use, last round, what waits for you.
+
+    \b
+    Example: nexus-client status
+    """
     place = _place(context)
 
     def here() -> api.StatusReport:
@@ -142,7 +167,11 @@ def status(context: typer.Context) -> None:
 
 @app.command()
 def evaluate(context: typer.Context) -> None:
-    """Compare keyword search, base, alone and federated on the site's own hold-out.  Example: nexus-client evaluate"""
+    """Compare keyword search, base, alone and federated.
+
+    \b
+    Example: nexus-client evaluate
+    """
     place = _place(context)
 
     def here() -> api.EvaluateReport:
@@ -150,7 +179,8 @@ def evaluate(context: typer.Context) -> None:
 
         return reports.evaluate(reports.workspace_of(place))
 
-    report = _ask(place, "evaluate", rpc.Nothing(), api.EvaluateReport, here)
+    with Console(stderr=True).status("judging (at first this also trains this site alone, to compare) ..."):
+        report = _ask(place, "evaluate", rpc.Nothing(), api.EvaluateReport, here)
     rows = [
         [
             line.model,
@@ -174,7 +204,11 @@ def train(
     local: Annotated[bool, typer.Option("--local", help="this site alone, no federation, no network")] = False,
     plan: Annotated[Path | None, typer.Option(help="run description whose recipe to use")] = None,
 ) -> None:
-    """Train on this site alone, to try it out.  Example: nexus-client train --local"""
+    """Train on this site alone, to try it out.
+
+    \b
+    Example: nexus-client train --local
+    """
     if not local:
         raise NexusError(
             "federated training is started by the server (`nexus-server train PLAN`) and done by the "

@@ -118,27 +118,29 @@ class Workspace:
         """The texts of these numbers under each adapter, [n, 384] of length 1; each text is encoded once at most."""
         device = best_device()
         models = [DendriticAdapter(layout).load_vector(vector).to(device).eval() for layout, vector in adapters]
+        pooling = [i for i, model in enumerate(models) if model.salience is not None]
+        projecting = [i for i, model in enumerate(models) if model.salience is None]
         texts = [self.material.texts.items[number] for number in numbers]
         place = {text: i for i, text in enumerate(texts)}
         out = [np.empty((len(texts), WIDTH), np.float32) for _ in models]
-        pooling = [i for i, model in enumerate(models) if model.salience is not None]
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             for batch, states, mask in self.encoder.token_batches(texts) if pooling else ():
                 rows = [place[text] for text in batch]
                 for i in pooling:
                     out[i][rows] = models[i](states.to(device), mask.to(device)).cpu().numpy()
-            for i in set(range(len(models))) - set(pooling):
-                for at in range(0, len(texts), PROJECT_ROWS):
-                    part = torch.from_numpy(self.encoder.cache.pooled(texts[at : at + PROJECT_ROWS])).to(device)
+            for at in range(0, len(texts), PROJECT_ROWS) if projecting else ():
+                part = torch.from_numpy(self.encoder.cache.pooled(texts[at : at + PROJECT_ROWS])).to(device)
+                for i in projecting:
                     out[i][at : at + PROJECT_ROWS] = models[i](part).cpu().numpy()
-        self.encoder.release()
+            self.encoder.release()
         return out
 
     def base_vectors(self, numbers: Ids) -> NDArray[np.float32]:
         """The same texts under the base model."""
         texts = [self.material.texts.items[number] for number in numbers]
-        self.encoder.fill(texts, tokens=())
-        return self.encoder.cache.pooled(texts)
+        with self._lock:
+            self.encoder.fill(texts, tokens=())
+            return self.encoder.cache.pooled(texts)
 
 
 def first_texts(tasks: Sequence[Task], texts: Sequence[str], limit: int) -> list[int]:

@@ -33,7 +33,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="The consortium's server. Without a command it runs until it is stopped.",
+    help="The consortium's server. Without a command it runs until it is stopped.\n\n\b\n"
+    "Example: nexus-server --home ./server",
 )
 DEFAULT_HOME = Path("/var/lib/nexus/server")
 
@@ -44,7 +45,11 @@ def _home(context: typer.Context) -> Path:
 
 @app.callback(invoke_without_command=True)
 def serve(context: typer.Context, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Run the server (what systemd starts).  Example: nexus-server --home ./server"""
+    """Run the server (what systemd starts).
+
+    \b
+    Example: nexus-server --home ./server
+    """
     context.obj = Options(home, as_json)
     if context.invoked_subcommand is not None:
         return
@@ -58,12 +63,20 @@ def serve(context: typer.Context, home: HomeOption = None, as_json: JsonOption =
 @app.command()
 def init(
     context: typer.Context,
-    address: Annotated[str, typer.Option(help="HOST:PORT that sites dial")] = "127.0.0.1:8443",
-    enrol_address: Annotated[str, typer.Option(help="HOST:PORT for joining only")] = "127.0.0.1:8444",
-    name: Annotated[str, typer.Option(help="name of the consortium")] = "consortium",
-    contact: Annotated[str, typer.Option(help="whom a site asks for help")] = "the coordinator",
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT that sites dial (127.0.0.1:8443)", show_default=False)
+    ] = "127.0.0.1:8443",
+    enrol_address: Annotated[
+        str, typer.Option(help="HOST:PORT for joining only (127.0.0.1:8444)", show_default=False)
+    ] = "127.0.0.1:8444",
+    name: Annotated[str, typer.Option(help="name of the consortium", show_default=False)] = "consortium",
+    contact: Annotated[str, typer.Option(help="whom a site asks for help", show_default=False)] = "the coordinator",
 ) -> None:
-    """Make state folder, settings, server key and transport CA.  Example: nexus-server init --home ./server"""
+    """Make state folder, settings, server key and transport CA.
+
+    \b
+    Example: nexus-server init --home ./server
+    """
     from nexus_server.ca import CertificateAuthority, CertificateFiles  # noqa: PLC0415
 
     home = _home(context)
@@ -86,7 +99,11 @@ def init(
 
 @app.command()
 def invite(context: typer.Context, site: str) -> None:
-    """Print one line to paste at the site.  Example: nexus-server invite hospital-a"""
+    """Print one line to paste at the site.
+
+    \b
+    Example: nexus-server invite hospital-a
+    """
     answer = _call(context, "invite", admin.SiteName(site=site), admin.InviteLine)
     show(
         context,
@@ -99,7 +116,11 @@ def invite(context: typer.Context, site: str) -> None:
 
 @app.command()
 def sites(context: typer.Context) -> None:
-    """List sites: enrolled, last seen, certificate days left, preparing or ready.  Example: nexus-server sites"""
+    """List sites: last seen, certificate, preparing or ready.
+
+    \b
+    Example: nexus-server sites
+    """
     answer = _call(context, "sites", rpc.Nothing(), admin.SiteList)
     rows = [
         [
@@ -127,7 +148,11 @@ def train(
     plan: Path,
     detach: Annotated[bool, typer.Option("--detach", help="start and return")] = False,
 ) -> None:
-    """Start or resume a run and show its progress; Ctrl-C leaves it running.  Example: nexus-server train plan.toml"""
+    """Start or resume a run; Ctrl-C leaves it running.
+
+    \b
+    Example: nexus-server train plan.toml
+    """
     try:
         text = plan.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
@@ -150,21 +175,33 @@ def train(
 
 @app.command()
 def stop(context: typer.Context, run: str) -> None:
-    """End a run after the round in progress.  Example: nexus-server stop demo"""
+    """End a run after the round in progress.
+
+    \b
+    Example: nexus-server stop demo
+    """
     status = _call(context, "stop", admin.RunName(run=run), admin.Status)
     show(context, status.model_dump(), f"run {run} stops after the round in progress; `nexus-server train` resumes it")
 
 
 @app.command()
 def status(context: typer.Context) -> None:
-    """Show run, round, phase, who is missing, what it waits for.  Example: nexus-server status"""
+    """Show run, round, phase, who is missing, what it waits for.
+
+    \b
+    Example: nexus-server status
+    """
     answer = _call(context, "status", rpc.Nothing(), admin.Status)
     show(context, answer.model_dump(), sentence(answer) + f"\nconnected: {', '.join(answer.connected) or 'no site'}")
 
 
 @app.command()
 def models(context: typer.Context) -> None:
-    """List versions and their cohorts.  Example: nexus-server models"""
+    """List versions and their cohorts.
+
+    \b
+    Example: nexus-server models
+    """
     answer = _call(context, "models", rpc.Nothing(), admin.VersionList)
     rows = [
         [
