@@ -28,10 +28,10 @@ class Agent:
         if not (place.keys / "site.crt").exists():
             raise NexusError(f"{place.site} has not joined: {place.keys}/site.crt is missing; `nexus-client join`")
         self._lock = single_process(place.state / "agent.lock", f"nexus-client for {place.site}")
-        self.workspace = Workspace(place, settings)
+        self.workspace = Workspace(place, settings, prunes=True)
         self.rounds = SiteRounds(self.workspace, certs.load_identity(place.keys / "identity.key"))
         self.link = Link(settings.server, place.keys, self.rounds.handle)
-        self.place = place
+        self.place, self._evaluating = place, threading.Lock()
         place.socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
         self._socket = rpc.start_local(self._methods(), api.SERVICE, place.socket)
 
@@ -41,8 +41,12 @@ class Agent:
             "preview": rpc.Method(
                 api.PreviewRequest, api.PreviewReport, lambda r: reports.preview(self.workspace, r.rows)
             ),
-            "evaluate": rpc.Method(rpc.Nothing, api.EvaluateReport, lambda _: reports.evaluate(self.workspace)),
+            "evaluate": rpc.Method(rpc.Nothing, api.EvaluateReport, self._evaluate),
         }
+
+    def _evaluate(self, _: rpc.Nothing) -> api.EvaluateReport:
+        with self._evaluating:
+            return reports.evaluate(self.workspace)
 
     def _status(self, _: rpc.Nothing) -> api.StatusReport:
         progress = self.rounds.progress
@@ -64,10 +68,12 @@ class Agent:
         stopping = threading.Event()
         for sign in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sign, lambda *_: stopping.set())
-        threading.Thread(target=self.link.run, name="link", daemon=True).start()
+        link = threading.Thread(target=self.link.run, name="link", daemon=True)
+        link.start()
         log.info("agent of %s is up, server %s", self.place.site, self.link.address)
         while not stopping.wait(1.0):
-            pass
+            if not link.is_alive():
+                raise NexusError("the connection's thread ended; its log says why (systemd starts the agent again)")
         log.info("stopping")
         started = time.monotonic()
         self.link.stop()

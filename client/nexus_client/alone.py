@@ -6,6 +6,7 @@ part of the hold-out likes best is kept, so it is a fair opponent.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from nexus_common.plan import PACKAGED_BASE, Plan
@@ -16,6 +17,7 @@ from nexus_client.versions import StoredAdapter
 from nexus_client.workspace import Workspace
 
 OnRound = Callable[[int, int], None]
+JUDGED_AT_ONCE: Final = 10  # rounds whose embeddings are in memory together
 
 
 def adapter_file(workspace: Workspace) -> Path:
@@ -40,15 +42,22 @@ def train_alone(workspace: Workspace, plan: Plan, on_round: OnRound = lambda *_:
         return stored
     layout = plan.adapter.layout
     readied = workspace.ready(layout)
-    vectors = [layout.first_vector(plan.adapter.seed_bytes)]
+    vector = layout.first_vector(plan.adapter.seed_bytes)
     rng = np.random.default_rng([plan.adapter.seed, *workspace.place.site.encode()])
+    best, best_score, waiting = (0, vector), -np.inf, [(0, vector)]
     for number in range(1, plan.rounds + 1):
-        vector = vectors[-1]
-        vectors.append(vector + local_update(layout, vector, readied.tasks, readied.states, plan.local, rng))
+        vector = vector + local_update(layout, vector, readied.tasks, readied.states, plan.local, rng)
+        waiting.append((number, vector))
         on_round(number, plan.rounds)
-    scores = chosen_scores(workspace, layout, vectors)
-    best = plan.rounds if scores is None else int(np.argmax(scores))
-    kept = StoredAdapter(plan, best, vectors[best], workspace.fingerprint)
+        if len(waiting) < JUDGED_AT_ONCE and number < plan.rounds:
+            continue
+        scores = chosen_scores(workspace, layout, [one for _, one in waiting])
+        if scores is None:
+            best = waiting[-1]  # nothing to choose by: the last
+        elif max(scores) > best_score:
+            best, best_score = waiting[int(np.argmax(scores))], max(scores)
+        waiting = []
+    kept = StoredAdapter(plan, *best, workspace.fingerprint)
     kept.write(adapter_file(workspace))
     return kept
 

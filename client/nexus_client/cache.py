@@ -22,6 +22,10 @@ TOKENS: Final[Kind] = b"t"
 MAP_BYTES: Final = 1 << 40  # address space, not disk: the file grows with its content
 
 
+class NotCached(NexusError):
+    """An entry that was there is gone: another program works on the same folder."""
+
+
 class Cache:
     """Frozen-encoder outputs by text."""
 
@@ -87,7 +91,7 @@ class Cache:
 def _found(view: lmdb.Transaction, kind: Kind, text: str) -> bytes | memoryview:
     value = view.get(_key(kind, text))
     if value is None:
-        raise NexusError("a text is no longer in the embedding cache: the site's files changed; it is embedded anew")
+        raise NotCached("a text has left the embedding cache while it was in use; it is embedded again")
     return value
 
 

@@ -105,7 +105,7 @@ def _disk(workspace: Workspace) -> Iterator[CheckLine]:
 
 
 def _certificate(place: SiteHome) -> Iterator[CheckLine]:
-    path, rejoin = place.keys / "site.crt", "paste a line of `nexus-server invite` into `nexus-client join`"
+    path, rejoin = place.keys / "site.crt", "join again under another site name (certificates cannot be renewed yet)"
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as problem:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from nexus_common import rpc
 from nexus_common.cli import (
@@ -82,12 +81,13 @@ def join(
     given = options(context)
     if line is None:
         line = typer.prompt("invitation", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
-    place = enrol(given.home, line, given.site, data or [])
+    place, written = enrol(given.home, line, given.site, data or [])
     call = f"nexus-client{f' --home {given.home}' if given.home else ''} --site {place.site}"
     show(
         context,
         {"site": place.site, "settings": str(place.settings_file), "state": str(place.state)},
-        f"{place.site} is enrolled; its keys were made here and stay in {place.keys}\nnext:\n"
+        f"{place.site} is enrolled; its keys were made here and stay in {place.keys}\n"
+        f"{'' if written else f'{place.settings_file} was there and is kept: name address and data in it'}\nnext:\n"
         f"  {call} check      (after naming your text in {place.settings_file})\n"
         f"  {call} preview\n"
         f"  {call}            (the agent)",
@@ -250,7 +250,7 @@ def _status_text(report: api.StatusReport) -> str:
 def _ask(place: SiteHome, name: str, request: rpc.Body, answer: type[rpc.Ans], here: Callable[[], rpc.Ans]) -> rpc.Ans:
     """Through the running agent, or in this process where none runs."""
     if place.socket.exists():
-        with grpc.insecure_channel(rpc.local_address(place.socket)) as channel:
+        with rpc.channel(rpc.local_address(place.socket)) as channel:
             try:
                 return rpc.call(channel, api.SERVICE, name, request, answer, AGENT_SECONDS)
             except ConnectionError as problem:

@@ -61,7 +61,7 @@ def base_hash(folder: Path) -> str:
 
 
 class Encoder:
-    """Texts to cached states.  ``token_texts`` bounds how many texts keep their token states on disk."""
+    """Texts to cached states."""
 
     def __init__(self, folder: Path, cache: Cache) -> None:
         self.folder, self.cache = folder, cache

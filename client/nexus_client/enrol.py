@@ -26,8 +26,8 @@ from nexus_client.site import SiteHome
 CONNECT_SECONDS = 10.0
 
 
-def join(home: Path | None, line: str, expected_site: str | None, data: list[Path]) -> SiteHome:
-    """Enrol this machine; keys that exist already are kept and used again."""
+def join(home: Path | None, line: str, expected_site: str | None, data: list[Path]) -> tuple[SiteHome, bool]:
+    """Enrol this machine; keys that exist already are kept and used again.  Also: whether ``site.toml`` was written."""
     invite = Invite.parse(line)
     refuse_beyond_loopback(invite.address)
     if expected_site not in (None, invite.site):
@@ -51,8 +51,7 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
         raise NexusError(f"the server's answer cannot be used ({problem}); nothing was changed but the keys") from None
     write_durably(place.keys / "ca.crt", certs.pem(authority))
     write_durably(place.keys / "site.crt", answer.certificate.encode())
-    place.write_settings(answer.server, data)
-    return place
+    return place, place.write_settings(answer.server, data)
 
 
 def _request(invite: Invite, place: SiteHome) -> tuple[EnrolAnswer, x509.Certificate]:
@@ -60,7 +59,7 @@ def _request(invite: Invite, place: SiteHome) -> tuple[EnrolAnswer, x509.Certifi
     shown = _shown_certificate(invite.address)
     leaf = x509.load_pem_x509_certificate(shown)
     credentials = grpc.ssl_channel_credentials(root_certificates=shown)  # trust exactly the certificate just seen
-    with grpc.secure_channel(invite.address, credentials) as channel:
+    with rpc.channel(invite.address, credentials) as channel:
         try:
             text = rpc.call(channel, SERVICE, "authority", rpc.Nothing(), Authority, CONNECT_SECONDS).certificate
             authority = x509.load_pem_x509_certificate(text.encode())
@@ -127,6 +126,7 @@ def _refusal_text(invite: Invite, answer: EnrolAnswer) -> str:
         return f"{code}: the invitation for {invite.site} expired on {moment(answer.expired)}; {ask}"
     if code == "invite-used":
         return (
-            f"{code}: another key has already joined with this invitation; if that was not you, say so at once; {ask}"
+            f"{code}: another key has already joined with this invitation; if that was not you, tell {contact} at once "
+            "and ask to be enrolled under another site name"
         )
     return f"{code}: {REFUSALS.get(code, 'refused')}; {ask}"

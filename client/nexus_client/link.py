@@ -78,13 +78,15 @@ class Link:
                 pause = FIRST_PAUSE_SECONDS
                 while not self._stop.is_set():
                     self._work_once()
-            except (httpx.HTTPError, fl.ObjectPushError, ValueError, Refusal) as problem:
+            except Exception as problem:
                 if self._stop.is_set():
                     return
                 # The server is away, restarted (our old node id is unknown there) or refuses us.
                 self._node = None
                 self.state = _in_words(problem, self.address)
                 log.warning("%s; again in %.1f s", self.state, pause)
+                if not isinstance(problem, httpx.HTTPError | fl.ObjectPushError | ValueError | Refusal):
+                    log.error("this was not expected", exc_info=problem)
                 self._stop.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311  jitter, not a secret
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 

@@ -16,6 +16,7 @@ from nexus_common import wire
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan, plan_from_wire
 
+from nexus_client.cache import NotCached
 from nexus_client.train import local_update, warm_up
 from nexus_client.versions import StoredAdapter, federated_file
 from nexus_client.workspace import Readied, Workspace
@@ -118,15 +119,20 @@ class SiteRounds:
         self._store(StoredAdapter(plan, message.round, vector))
         started = time.monotonic()
         self.progress = Progress("training", 0, plan.local.steps, plan.name, number)
-        update = local_update(
-            layout,
-            vector,
-            readied.tasks,
-            readied.states,
-            plan.local,
-            self._rng(model),
-            lambda done: self._on_step(done, plan, number),
-        )
+        try:
+            update = local_update(
+                layout,
+                vector,
+                readied.tasks,
+                readied.states,
+                plan.local,
+                self._rng(model),
+                lambda done: self._on_step(done, plan, number),
+            )
+        except NotCached as problem:
+            log.warning("%s", problem)
+            self._readied = None
+            raise Refusal("not-ready") from None
         data = wire.pack(update)
         answer = wire.signed_update(self.identity, plan.hash, message.round, self.workspace.place.site, model, data)
         self._made = (model, answer)

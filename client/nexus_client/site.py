@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 from nexus_common.address import Address, refuse_beyond_loopback
 from nexus_common.config import Settings, SiteName, read_toml, toml_string
+from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
 from pydantic import Field
 
@@ -97,18 +98,17 @@ class SiteHome:
         refuse_beyond_loopback(settings.server)
         return settings
 
-    def write_settings(self, server: str, data: list[Path]) -> None:
-        """Write a commented ``site.toml`` unless there is one."""
+    def write_settings(self, server: str, data: list[Path]) -> bool:
+        """Write a commented ``site.toml``; False where there is one, which stays as it is."""
         if self.settings_file.exists():
-            return
+            return False
         tables = "".join(f"\n[[data]]\npath = {toml_string(str(path.absolute()))}\n" for path in data)
-        self.settings_file.write_text(
-            TEMPLATE.format(
-                site=self.site,
-                site_text=toml_string(self.site),
-                server_text=toml_string(server),
-                threads=os.cpu_count() or 1,
-                data=tables or '\n# [[data]]\n# path = "/srv/handbook"\n',
-            ),
-            encoding="utf-8",
+        text = TEMPLATE.format(
+            site=self.site,
+            site_text=toml_string(self.site),
+            server_text=toml_string(server),
+            threads=os.cpu_count() or 1,
+            data=tables or '\n# [[data]]\n# path = "/srv/handbook"\n',
         )
+        write_durably(self.settings_file, text.encode())
+        return True

@@ -41,7 +41,7 @@ class Material:
     ``questions`` counts ranking questions and scored pairs, ``headings`` those judged questions that are
     headings of documents, ``left_out`` held-out ones that are asked elsewhere too, ``unanswerable`` held-out
     utterances of a label that no training row has, ``withdrawn`` training rows whose answer is held out in
-    another group.
+    another row.
     """
 
     texts: Texts
@@ -68,10 +68,11 @@ def side(group: str, share: float) -> Side:
 
 
 def build_material(rows: SiteRows, share: float = DEFAULT_SHARE) -> Material:
-    """Rows as tasks, the hold-out apart.
+    """Rows as tasks, the hold-out apart, whatever kinds of rows a site mixes.
 
-    Held-out questions search all passages of the site; held-out utterances search the training utterances.
-    Training tasks hold no held-out passage, neither as an answer nor as a wrong one.
+    Held-out questions search all passages of the site; held-out utterances search the training utterances.  A training
+    row that holds a held-out passage is withdrawn; a held-out question, utterance or pair that stands in a training row
+    is left out of choosing and judging.
     """
     pairs, scored, utterances = (
         _by_side(rows.pairs, share),
@@ -81,18 +82,20 @@ def build_material(rows: SiteRows, share: float = DEFAULT_SHARE) -> Material:
     texts = Texts()
     tasks: dict[Side, list[Task]] = {one: [] for one in SIDES}
     held = {row.passage for one in SIDES[1:] for row in pairs[one]}
-    answered = [row for row in pairs["train"] if row.passage not in held]
+    answered = [row for row in pairs["train"] if not held & {row.query, row.passage}]
     taught = [(row.query, row.passage, None if row.negative in held else row.negative) for row in answered]
-    known = [(row.text, row.label) for row in utterances["train"]]
+    told = [(row.text, row.label) for row in utterances["train"] if row.text not in held]
+    likened = [row for row in scored["train"] if not held & {row.a, row.b}]
     tasks["train"] += [
         RankingTask.from_pairs(texts, taught),
-        RankingTask.from_labels(texts, known, known),
-        _scored_task(texts, scored["train"]),
+        RankingTask.from_labels(texts, told, told),
+        _scored_task(texts, likened),
     ]
 
     corpus = dict.fromkeys(text for row in rows.pairs for text in (row.passage, row.negative) if text)
-    asked = {query for query, _, _ in taught} | {text for text, _ in known}
-    compared = {frozenset((row.a, row.b)) for row in scored["train"]}
+    asked = {text for row in taught for text in row if text} | {text for text, _ in told}
+    asked |= {text for row in likened for text in (row.a, row.b)}
+    compared = {frozenset((row.a, row.b)) for row in likened} | {frozenset(row[:2]) for row in taught}
     left_out = unanswerable = 0
     for part in SIDES[1:]:
         wanted = dict.fromkeys([row.query for row in pairs[part]])
@@ -101,7 +104,7 @@ def build_material(rows: SiteRows, share: float = DEFAULT_SHARE) -> Material:
         open_labels = {text: label for text, label in spoken.items() if text not in asked}
         two = [row for row in scored[part] if frozenset((row.a, row.b)) not in compared]
         right = [(row.query, row.passage, row.negative) for row in rows.pairs if row.query in queries]
-        labelled = RankingTask.from_labels(texts, open_labels.items(), known)
+        labelled = RankingTask.from_labels(texts, open_labels.items(), told)
         tasks[part] += [RankingTask.from_pairs(texts, right, corpus), labelled, _scored_task(texts, two)]
         left_out += len(wanted) - len(queries) + len(spoken) - len(open_labels) + len(scored[part]) - len(two)
         unanswerable += len(open_labels) - len(labelled.queries)
@@ -122,7 +125,10 @@ def build_material(rows: SiteRows, share: float = DEFAULT_SHARE) -> Material:
         headings=sum(texts.items[query] in heading for query in judged),
         left_out=left_out,
         unanswerable=unanswerable,
-        withdrawn=len(pairs["train"]) - len(answered),
+        withdrawn=sum(len(part["train"]) for part in (pairs, utterances, scored))
+        - len(answered)
+        - len(told)
+        - len(likened),
     )
 
 

@@ -43,7 +43,8 @@ class StoredAdapter:
             return cls(plan, int(facts["number"]), vector, facts["trained_on"])
         except (SafetensorError, KeyError, ValueError, TypeError, Refusal) as problem:
             raise NexusError(
-                f"{path} is damaged ({type(problem).__name__}); delete it: the server sends the newest version again"
+                f"{path} is damaged ({type(problem).__name__}); delete it and restart the agent: what is missing is "
+                "sent or made again"
             ) from None
 
 

@@ -42,10 +42,13 @@ class Readied:
 
 
 class Workspace:
-    """One site's text and caches; loading happens at first use, under a lock."""
+    """One site's text and caches, loaded at first use; the encoder and its cache are worked on under a lock.
 
-    def __init__(self, place: SiteHome, settings: SiteSettings) -> None:
-        self.place, self.settings = place, settings
+    Only the agent's workspace ``prunes``: takes what is no longer needed out of the cache, under nobody's feet.
+    """
+
+    def __init__(self, place: SiteHome, settings: SiteSettings, *, prunes: bool = False) -> None:
+        self.place, self.settings, self._prunes = place, settings, prunes
         torch.set_num_threads(settings.cpu_threads)
         self._lock = threading.RLock()
 
@@ -99,7 +102,8 @@ class Workspace:
                 raise Refusal("no-data", f"none of {self.rows.count} rows is a training row; see `nexus-client check`")
             texts, cache = material.texts.items, self.encoder.cache
             if layout.salience is None:
-                cache.keep_only(pooled=texts, tokens=texts)
+                if self._prunes:
+                    cache.keep_only(pooled=texts, tokens=texts)
                 self.encoder.fill(texts, tokens=(), progress=progress)
                 return Readied(layout, material.train, CachedStates(cache, texts, pooled=True))
             numbers = first_texts(material.train, texts, self.settings.salience_rows)
@@ -110,7 +114,8 @@ class Workspace:
                     "(default 5000)"
                 )
             tokens = [texts[number] for number in numbers]
-            cache.keep_only(pooled=texts, tokens=tokens)
+            if self._prunes:
+                cache.keep_only(pooled=texts, tokens=tokens)
             self.encoder.fill(texts, tokens=tokens, progress=progress)
             return Readied(layout, tasks, CachedStates(cache, texts, pooled=False))
 

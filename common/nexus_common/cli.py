@@ -61,6 +61,9 @@ def run_cli(app: typer.Typer, name: str, argv: list[str] | None) -> int:
     except NexusError as problem:
         sys.stderr.write(f"{name}: {problem}\n")
         return 1
+    except PermissionError as problem:
+        sys.stderr.write(f"{name}: no permission for {problem.filename}; run it as root, or give --home DIR\n")
+        return 1
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 from pathlib import Path
 from typing import IO
 
@@ -10,7 +11,7 @@ from nexus_common.errors import NexusError
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write, sync, rename, sync the folder: after a crash the file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

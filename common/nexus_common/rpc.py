@@ -5,6 +5,7 @@ code generator.  A NexusError of a method travels as its text (both ends of the 
 answers in structured fields instead).
 """
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -23,6 +24,12 @@ MAX_SOCKET_PATH: Final = 100  # the kernel's limit is 108
 MAX_ERROR_CHARACTERS: Final = 2000  # an error's text travels as metadata, which gRPC bounds at 16 KiB
 log = logging.getLogger(__name__)
 _LIMITS: Final = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+_STRANGERS: Final = [  # on a port that anybody may call: nobody holds a thread for long
+    ("grpc.max_connection_age_ms", 15_000),
+    ("grpc.max_connection_age_grace_ms", 5_000),
+    ("grpc.max_concurrent_streams", 2),
+]
+_NO_PROXY: Final = [("grpc.enable_http_proxy", 0)]  # never from the environment
 
 
 class Body(BaseModel):
@@ -55,7 +62,8 @@ def start(
     credentials: grpc.ServerCredentials | None = None,
 ) -> grpc.Server:
     """Serve at ``unix:PATH`` or ``HOST:PORT``; NexusError where the address cannot be taken."""
-    server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix=service), options=_LIMITS, maximum_concurrent_rpcs=32)
+    options = _LIMITS + (_STRANGERS if credentials else [])
+    server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix=service), options=options, maximum_concurrent_rpcs=32)
     server.add_generic_rpc_handlers((_handlers(service, methods),))
     try:
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
@@ -76,15 +84,31 @@ def start_local(methods: Mapping[str, Method[Any, Any]], service: str, socket: P
     return server
 
 
+def channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
+    """A connection to ``unix:PATH`` or, with credentials, to HOST:PORT; proxy variables are not looked at."""
+    if credentials is None:
+        return grpc.insecure_channel(address, options=_NO_PROXY)
+    return grpc.secure_channel(address, credentials, options=_NO_PROXY)
+
+
 def local_address(socket: Path) -> str:
     """gRPC's name of a Unix socket, also where its path is longer than the kernel takes.
 
-    A long one is reached through its folder's descriptor, which stays open as long as this process.
+    A long one is reached through its folder's descriptor; NexusError where that folder does not exist.
     """
     path = socket.absolute()
     if len(bytes(path)) > MAX_SOCKET_PATH:
-        path = Path(f"/proc/self/fd/{os.open(path.parent, os.O_PATH | os.O_DIRECTORY)}") / path.name
+        path = Path(f"/proc/self/fd/{_descriptor(path.parent)}") / path.name
     return f"unix:{path}"
+
+
+@functools.cache
+def _descriptor(folder: Path) -> int:
+    """Opened once, and kept as long as this process lives."""
+    try:
+        return os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    except OSError as problem:
+        raise NexusError(f"{folder} cannot be opened: {problem.strerror}; nothing runs there") from None
 
 
 def call(

@@ -93,7 +93,7 @@ class Administration:
                 "new one another name"
             )
         elif known.state in (STOPPED, STOPPING):
-            self.registry.set_state(plan.name, RUNNING)
+            self.registry.set_state(plan.name, RUNNING, expected=known.state)
         elif known.state == FINISHED:
             raise NexusError(
                 f"run {plan.name} is finished: {known.round} rounds; `nexus-server models` lists its "
@@ -108,7 +108,7 @@ class Administration:
         if active is None or active.plan.name != request.run:
             running = f"{active.plan.name} is" if active else "none is"
             raise NexusError(f"run {request.run!r} is not in progress; {running}")
-        self.registry.set_state(request.run, STOPPING)
+        self.registry.set_state(request.run, STOPPING, expected=RUNNING)
         self.conductor.wake()
         return self.status(Nothing())
 

@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import resource
 import signal
 import threading
 import time
@@ -11,13 +12,13 @@ from typing import Final
 from nexus_common import rpc
 from nexus_common.address import split_address
 from nexus_common.disk import single_process
-from nexus_common.errors import NexusError
 
 from nexus_server.admin import Administration
 from nexus_server.admin_api import SERVICE
 from nexus_server.ca import CertificateAuthority, CertificateFiles, Enrolment
-from nexus_server.door import KnownSite, make_app, open_door, tls_context
+from nexus_server.door import make_app, open_door, tls_context
 from nexus_server.exchange import GridExchange
+from nexus_server.gate import KnownSite
 from nexus_server.grid import LocalGrid
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
@@ -34,6 +35,8 @@ class Server:
     def __init__(self, home: Path) -> None:
         self.settings = read_settings(home)
         self._lock = single_process(home / "server.lock", "nexus-server")
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # strangers' half-open connections take descriptors
         self.registry = Registry(home / "state")
         files = CertificateFiles(home / "keys")
         authority = CertificateAuthority(files)
@@ -43,7 +46,7 @@ class Server:
         self._known: dict[bytes, KnownSite] = {}
         self._seen: dict[str, float] = {}
         self._bytes_up: collections.Counter[str] = collections.Counter()
-        self._stopping = threading.Event()
+        self._stopping, self._refreshing = threading.Event(), threading.Lock()
         self.refresh_sites()
         exchange = GridExchange(self.grid, lambda: self.grid.node_of, self._bytes_up.total)
         self.conductor = Conductor(self.registry, exchange, self._identities)
@@ -73,8 +76,8 @@ class Server:
             self.refresh_sites()
             seen, self._seen = self._seen, {}
             self.registry.note_seen(seen)
-        except NexusError as problem:
-            log.error("%s", problem)
+        except Exception:  # whatever it is, the port and the rounds go on
+            log.exception("the server's housekeeping met a fault; it tries again in a second")
 
     def _run_rounds(self) -> None:
         while not self._stopping.is_set():
@@ -86,10 +89,11 @@ class Server:
 
     def refresh_sites(self) -> None:
         """Let newly enrolled sites in."""
-        for row in self.registry.sites():
-            if row.name not in self.grid.node_of:
-                self.grid.add_site(row.name, row.public_pem)
-            self._known[row.key_hash] = KnownSite(row.name, row.public_pem)
+        with self._refreshing:
+            for row in self.registry.sites():
+                if row.name not in self.grid.node_of:
+                    self.grid.add_site(row.name, row.public_pem)
+                self._known[row.key_hash] = KnownSite(row.name, row.public_pem)
 
     def _lookup(self, key_hash: bytes) -> KnownSite | None:
         if key_hash not in self._known:

@@ -117,6 +117,7 @@ class Enrolment:
     def __init__(self, authority: CertificateAuthority, registry: Registry, settings: ServerSettingsFile) -> None:
         self.authority, self.registry, self.settings = authority, registry, settings
         self._lock = threading.Lock()  # one request at a time: an invitation is used once
+        self._opening = threading.Lock()  # the listener is opened and closed by two threads
         self._listener: grpc.Server | None = None
 
     def invite(self, site: str) -> Invite:
@@ -132,6 +133,10 @@ class Enrolment:
 
     def watch(self) -> None:
         """Open or close the listener as invitations open and close; called every second."""
+        with self._opening:
+            self._watch()
+
+    def _watch(self) -> None:
         wanted = bool(self.registry.open_invitations())
         if wanted and self._listener is None:
             files = self.authority.files
@@ -143,10 +148,14 @@ class Enrolment:
             self._listener = rpc.start(methods, SERVICE, self.settings.enrol_listen, credentials)
             log.info("enrolment listener open at %s", self.settings.enrol_listen)
         elif not wanted and self._listener is not None:
-            self.close()
+            self._close()
 
     def close(self) -> None:
         """Close the listener."""
+        with self._opening:
+            self._close()
+
+    def _close(self) -> None:
         if self._listener is not None:
             self._listener.stop(grace=1).wait()
             self._listener = None

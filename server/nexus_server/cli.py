@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from nexus_common import certs, rpc
 from nexus_common.cli import (
@@ -26,6 +25,7 @@ from nexus_common.errors import NexusError
 
 from nexus_server import admin_api as admin
 from nexus_server.settings import TEMPLATE, ServerSettingsFile, admin_socket, checked
+from nexus_server.words import sentence
 
 app = typer.Typer(
     cls=AnywhereOptions,
@@ -223,35 +223,18 @@ def models(context: typer.Context) -> None:
     )
 
 
-def sentence(status: admin.Status) -> str:
-    """The run's state in one line."""
-    if status.run is None:
-        return "no run yet: nexus-server train plan.toml"
-    head = f"run {status.run}: {status.state}, {status.round} of {status.rounds} rounds done"
-    missing = ", ".join(status.missing)
-    if status.state not in ("running", "stopping"):
-        return head
-    if status.phase == "waiting":
-        return (
-            f"{head}; waiting for {missing} since {moment(status.phase_since)} "
-            f"(at least {status.min_cohort} sites are needed); nothing is lost"
-        )
-    if status.phase == "gathering":
-        return f"{head}; enough sites are ready, giving {missing} a moment to come"
-    return head + (
-        f"; last round with {', '.join(status.cohort)}, {status.round_seconds[-1]:.1f} s"
-        if status.round_seconds and status.cohort
-        else ""
-    )
-
-
 def _call(context: typer.Context, name: str, request: rpc.Body, answer: type[rpc.Ans]) -> rpc.Ans:
     home = _home(context)
-    with grpc.insecure_channel(rpc.local_address(admin_socket(home))) as channel:
+    with rpc.channel(rpc.local_address(admin_socket(home))) as channel:
         try:
             return rpc.call(channel, admin.SERVICE, name, request, answer)
         except ConnectionError as problem:
-            if str(problem).startswith("unavailable"):
+            if str(problem).startswith("unavailable") and admin_socket(home).exists():
+                found = (
+                    f"the server on {home} ended without good-bye, or this account may not use its socket; "
+                    f"start it: nexus-server --home {home}"
+                )
+            elif str(problem).startswith("unavailable"):
                 found = f"no nexus-server is running on {home}; start it: nexus-server --home {home}"
             else:
                 found = f"the server on {home} failed at {name} ({problem}); its log says why"

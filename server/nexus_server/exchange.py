@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from nexus_common import flower as fl
 from nexus_common import wire
 from nexus_common.errors import Refusal
 
 from nexus_server import flower as fs
+
+DEADLINE: Final = "the deadline passed"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from nexus_common import flower as fl
 
 from nexus_server import flower as fs
+from nexus_server.exchange import DEADLINE
 
 log = logging.getLogger(__name__)
 SILENCE_SECONDS: Final = 10.0  # without any request after which a site counts as lost
@@ -142,16 +143,25 @@ class LocalGrid(fs.Grid):
         self._pending = pending
         for message in pending.values():
             self.ring(message.metadata.dst_node_id)
-        while pending:
-            for reply in self.pull_messages(pending.keys() - arriving.keys()):
-                arriving[reply.metadata.reply_to_message_id] = reply
-            for ins_id, message in list(pending.items()):
-                if (answer := self._answer(ins_id, message, arriving.get(ins_id), end)) is not None:
-                    answers.append(answer)
-                    self._forget(ins_id, arriving.get(ins_id))
-                    del pending[ins_id]
-            time.sleep(LOOK_SECONDS)
+        try:
+            while pending:
+                for reply in self.pull_messages(pending.keys() - arriving.keys()):
+                    arriving[reply.metadata.reply_to_message_id] = reply
+                for ins_id, message in list(pending.items()):
+                    if (answer := self._answer(ins_id, message, arriving.get(ins_id), end)) is not None:
+                        answers.append(answer)
+                        self.state.delete_messages({ins_id})
+                        del pending[ins_id]
+                time.sleep(LOOK_SECONDS)
+        finally:
+            self._forget(pending)
         return answers
+
+    def _forget(self, pending: dict[str, fl.Message]) -> None:
+        """Drop all of Flower's objects: there is one trip at a time, and a site's tree could keep its parts alive."""
+        self.state.delete_messages(set(pending))
+        self.state.delete_sessions_in_run(self.run_id)
+        self.state.object_store.clear()
 
     def _answer(self, ins_id: str, message: fl.Message, reply: fl.Message | None, end: float) -> fl.Message | None:
         """The one answer to an instruction, or None while it may still come."""
@@ -193,13 +203,7 @@ class LocalGrid(fs.Grid):
             return "the client restarted"
         if now - self.seen.get(message.metadata.dst_node_id, float("-inf")) > SILENCE_SECONDS:
             return "the client fell silent"
-        return "the deadline passed" if now > end else None
-
-    def _forget(self, ins_id: str, reply: fl.Message | None) -> None:
-        self.state.delete_messages({ins_id})
-        self.state.object_store.delete(ins_id)
-        if reply is not None:
-            self.state.object_store.delete(reply.metadata.message_id)
+        return DEADLINE if now > end else None
 
 
 def _error(message: fl.Message, reason: str) -> fl.Message:

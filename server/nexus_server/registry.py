@@ -30,7 +30,7 @@ MIGRATIONS: Final = (
         last_seen REAL, readiness TEXT) STRICT;
     CREATE TABLE invitations (secret_hash BLOB PRIMARY KEY, site TEXT NOT NULL, created REAL NOT NULL,
         expires REAL NOT NULL, request_hash BLOB) STRICT;
-    CREATE TABLE runs (name TEXT PRIMARY KEY, hash BLOB NOT NULL, plan BLOB NOT NULL, state TEXT NOT NULL,
+    CREATE TABLE runs (name TEXT PRIMARY KEY, plan BLOB NOT NULL, state TEXT NOT NULL,
         created REAL NOT NULL, optimiser TEXT) STRICT;
     CREATE TABLE versions (run TEXT NOT NULL REFERENCES runs(name), number INTEGER NOT NULL, hash TEXT NOT NULL,
         cohort TEXT NOT NULL, seconds REAL, bytes_up INTEGER, created REAL NOT NULL, PRIMARY KEY (run, number)) STRICT;
@@ -161,15 +161,16 @@ class Registry:
         name = self._versions.store({"vector": first})
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, NULL)",
-                (plan.name, plan.hash, plan.canonical, RUNNING, time.time()),
+                "INSERT INTO runs VALUES (?, ?, ?, ?, NULL)",
+                (plan.name, plan.canonical, RUNNING, time.time()),
             )
             db.execute("INSERT INTO versions VALUES (?, 0, ?, '[]', NULL, NULL, ?)", (plan.name, name, time.time()))
 
-    def set_state(self, run: str, state: str) -> None:
-        """Change a run's state."""
+    def set_state(self, run: str, state: str, *, expected: str) -> bool:
+        """Change a run's state; False where another thread was faster and it is no longer as expected."""
         with self._transaction() as db:
-            db.execute("UPDATE runs SET state = ? WHERE name = ?", (state, run))
+            change = "UPDATE runs SET state = ? WHERE name = ? AND state = ?"
+            return bool(db.execute(change, (state, run, expected)).rowcount)
 
     def commit_round(
         self,

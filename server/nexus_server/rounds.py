@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import numpy as np
 from nexus_common import wire
 from nexus_common.errors import Refusal
 from nexus_common.layout import Vector
 
 from nexus_server.aggregate import make_optimiser, mean_update
-from nexus_server.exchange import Exchange, Failure
+from nexus_server.exchange import DEADLINE, Exchange, Failure
 from nexus_server.records import FINISHED, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 SMALL_TRIP_SECONDS: Final = 10.0
 LOOK_AGAIN_SECONDS: Final = 0.5
 ASK_AGAIN_SECONDS: Final = 15.0
+LONGEST_PAUSE_SECONDS: Final = 600.0
 PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
 NORM_SLACK: Final = 1.001  # float32 rounding of a vector that was scaled to exactly clip_norm
 
@@ -46,7 +48,9 @@ class Conductor:
         self.phase = Phase()
         self._ready: dict[str, bytes] = {}  # site -> hash of the plan it is ready for
         self._has: dict[str, tuple[str, int]] = {}  # site -> newest version delivered in this process's life
-        self._ask_again: dict[str, float] = {}  # site -> when one that refused or fell silent is asked again
+        self._ask_again: dict[
+            str, tuple[float, float]
+        ] = {}  # site -> when it is asked again, and the pause before that
         self._taken_up: bytes | None = None  # hash of the plan that this process works on
         self._patience_ends = 0.0  # until when more than min_cohort sites are waited for
         self._wake = threading.Event()
@@ -69,10 +73,9 @@ class Conductor:
             self.pause(LOOK_AGAIN_SECONDS)
         elif run.state == STOPPING or run.round >= run.plan.rounds:
             self._taken_up = None
-            self.registry.set_state(run.plan.name, STOPPED if run.state == STOPPING else FINISHED)
-            log.info(
-                "run %s %s after round %d", run.plan.name, STOPPED if run.state == STOPPING else FINISHED, run.round
-            )
+            ended = STOPPED if run.state == STOPPING else FINISHED
+            if self.registry.set_state(run.plan.name, ended, expected=run.state):
+                log.info("run %s %s after round %d", run.plan.name, ended, run.round)
         elif cohort := self._gather(run):
             self._round(run, cohort)
         else:
@@ -100,10 +103,9 @@ class Conductor:
     def _prepare(self, run: Run, alive: Collection[str]) -> None:
         """Tell sites that do not say ``ready`` yet which run this is, and hear how far they are."""
         for gone in set(self._ready) - set(alive):
-            del self._ready[gone]  # it may come back as a new process
-        now = time.monotonic()
+            self._ready.pop(gone, None)  # it may come back as a new process
         unready = [site for site in alive if self._ready.get(site) != run.plan.hash]
-        asked = [site for site in unready if self._ask_again.get(site, now) <= now]
+        asked = [site for site in unready if self._may_be_asked(site)]
         if not asked:
             return
         message = wire.Prepare(run.plan.canonical)
@@ -113,7 +115,7 @@ class Conductor:
                 if answer.state == wire.READY:
                     self._ready[site] = run.plan.hash
                 continue
-            self._ask_again[site] = time.monotonic() + ASK_AGAIN_SECONDS  # or a stuck site would hold up every round
+            self._ask_later(site)
             log.warning("%s is not ready for run %s: %s", site, run.plan.name, _readiness(answer))
 
     def _round(self, run: Run, cohort: list[str]) -> None:
@@ -127,6 +129,8 @@ class Conductor:
         updates, failures = self._usable(run, packed, answers)
         for site, reason in failures.items():
             self._ready.pop(site, None)
+            if reason == DEADLINE:
+                self._ask_later(site)
             log.warning("round %d goes on without %s: %s", number, site, reason)
         if len(updates) < plan.min_cohort:
             log.warning("round %d failed: %d of at least %d sites", number, len(updates), plan.min_cohort)
@@ -136,10 +140,16 @@ class Conductor:
         optimiser = make_optimiser(plan.server, plan.adapter.layout.dim)
         optimiser.restore(self.registry.optimiser_state(run))
         after = optimiser.apply(vector, mean_update(list(updates.values())))
+        if not np.isfinite(after).all():  # every site would refuse it for ever
+            log.error("round %d gave a version that is not finite; server.step is too large", number)
+            self.registry.note_failed_round(plan.name, number, {"": "the new version is not finite"})
+            self.pause(PAUSE_AFTER_FAILURE_SECONDS)
+            return
         seconds, received = time.monotonic() - started, self.exchange.bytes_up() - before
         self.registry.commit_round(run, after, optimiser.state(), sorted(updates), seconds, received)
         for site in updates:
             self._has[site] = (plan.name, run.round)
+            self._ask_again.pop(site, None)
         log.info("run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(updates), seconds)
 
     def _usable(
@@ -167,15 +177,26 @@ class Conductor:
         if run is None:
             return
         newest = (run.plan.name, run.round)
-        lacking = [site for site in self.exchange.alive() & set(run.plan.sites) if self._has.get(site) != newest]
+        alive = self.exchange.alive() & set(run.plan.sites)
+        lacking = [site for site in alive if self._has.get(site) != newest and self._may_be_asked(site)]
         if not lacking:
             return
         self._show("delivering", (), run.round)
         self._prepare(run, lacking)
         message = wire.Deliver(run.plan.hash, run.round, wire.pack(self.registry.vector(*newest)))
         for site, answer in self.exchange.ask(dict.fromkeys(lacking, message), SMALL_TRIP_SECONDS).items():
-            if isinstance(answer, wire.Received | wire.Refused):  # a refusal is an answer too: not asked for ever
+            if isinstance(answer, wire.Received):
                 self._has[site] = newest
+            else:
+                self._ask_later(site)
+
+    def _ask_later(self, site: str) -> None:
+        """Leave a site alone for a while, each time longer: one that is stuck must not hold up every round."""
+        pause = min(2 * self._ask_again.get(site, (0.0, ASK_AGAIN_SECONDS / 2))[1], LONGEST_PAUSE_SECONDS)
+        self._ask_again[site] = (time.monotonic() + pause, pause)
+
+    def _may_be_asked(self, site: str) -> bool:
+        return self._ask_again.get(site, (0.0, 0.0))[0] <= time.monotonic()
 
     def site_left(self, site: str) -> None:
         """A site's process ended or a new one began: nothing is known of it any more."""

@@ -5,6 +5,7 @@ from typing import Final
 
 from nexus_common.address import Address, refuse_beyond_loopback
 from nexus_common.config import Settings, read_toml
+from pydantic import model_validator
 
 TEMPLATE: Final = """\
 # Settings of this consortium's server; `nexus-server` reads them at its start.
@@ -30,6 +31,12 @@ class ServerSettingsFile(Settings):
     listen: Address
     enrol_address: Address
     enrol_listen: Address
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> "ServerSettingsFile":
+        if self.listen == self.enrol_listen or self.address == self.enrol_address:
+            raise ValueError(f"the main port and the enrolment port are both {self.listen}; give them different ones")
+        return self
 
 
 def read_settings(home: Path) -> ServerSettingsFile:

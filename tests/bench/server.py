@@ -3,7 +3,6 @@
 import statistics
 import time
 
-import grpc
 import psutil
 from nexus_common import rpc
 from nexus_server.admin_api import SERVICE, Status
@@ -16,7 +15,7 @@ STARTS = 5
 
 def answers(federation: Federation) -> bool:
     """Whether the server answers a command."""
-    with grpc.insecure_channel(rpc.local_address(admin_socket(federation.home / "server"))) as channel:
+    with rpc.channel(rpc.local_address(admin_socket(federation.home / "server"))) as channel:
         try:
             return rpc.call(channel, SERVICE, "status", rpc.Nothing(), Status, 1.0).run is None
         except ConnectionError:

@@ -8,7 +8,7 @@ from nexus_client import flower as fc
 from nexus_common import flower as fl
 from nexus_common.wire import Parcel
 from nexus_server import flower as fs
-from nexus_server.door import FLEET_PATHS
+from nexus_server.gate import FLEET_PATHS
 from nexus_server.grid import LocalGrid
 
 REFUSED_PATHS = {f"/v1/fleet/{name}" for name in ("register-node", "unregister-node", "get-run", "get-fab")}

@@ -117,10 +117,10 @@ def test_a_new_server_process_goes_on_with_the_next_round(tmp_path: Path) -> Non
 def test_stop_ends_the_run_after_its_round_and_train_resumes_it(tmp_path: Path) -> None:
     federation = Federation(tmp_path, plan_of(NAMES))
     federation.turns(2)
-    federation.registry.set_state("sim", STOPPING)
+    federation.registry.set_state("sim", STOPPING, expected=RUNNING)
     federation.turns(2)
     assert (federation.state, federation.round) == (STOPPED, 2)
-    federation.registry.set_state("sim", RUNNING)
+    federation.registry.set_state("sim", RUNNING, expected=STOPPED)
     federation.turns(4)
     assert (federation.state, federation.round) == (FINISHED, 5)
 

@@ -65,8 +65,10 @@ class Federation:
     def call(self, program: str, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         home = self.home / ("server" if program == "nexus-server" else "sites")
+        environment = os.environ | {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
         return subprocess.run(
             [str(BIN / program), "--home", str(home), *args],
+            env=environment,
             capture_output=True,
             text=True,
             input=stdin,

@@ -15,7 +15,7 @@ from nexus_client.tls import tls_context
 from nexus_common import certs
 from nexus_common import flower as fl
 from nexus_common.wire import Parcel
-from nexus_server.door import FLEET_PATHS
+from nexus_server.gate import FLEET_PATHS
 
 from tests.processes.harness import Federation, write_rows
 

@@ -54,7 +54,7 @@ def test_the_two_kinds_are_missing_each_by_itself(cache: Cache) -> None:
 
 @pytest.mark.parametrize("read", [Cache.pooled, Cache.tokens])
 def test_a_text_that_is_not_there_is_told_without_its_text(cache: Cache, read) -> None:
-    with pytest.raises(NexusError, match="no longer in the embedding cache") as problem:
+    with pytest.raises(NexusError, match="has left the embedding cache") as problem:
         read(cache, ["Zacharias Quillfeather"])
     assert "Quillfeather" not in str(problem.value)
 

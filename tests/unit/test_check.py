@@ -140,12 +140,12 @@ def test_more_texts_than_salience_rows_are_a_warning(place: SiteHome) -> None:
     assert any(line.state == "warning" and "salience_rows = 10" in line.found for line in lines(place, "hold-out"))
 
 
-def test_a_missing_certificate_names_the_invitation(place: SiteHome) -> None:
+def test_a_missing_certificate_says_to_join_again(place: SiteHome) -> None:
     (place.keys / "site.crt").unlink()
     (line,) = lines(place, "certificate")
     assert line.state == "fault"
     assert "cannot be read" in line.found
-    assert "nexus-client join" in (line.remedy or "")
+    assert "join again" in (line.remedy or "")
 
 
 @pytest.mark.parametrize(

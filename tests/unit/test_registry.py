@@ -142,7 +142,7 @@ def test_a_missing_vector_file_is_named(registry: Registry) -> None:
 
 @pytest.mark.parametrize(("state", "active"), [(RUNNING, 1), (STOPPING, 1), (STOPPED, 0), (FINISHED, 0)])
 def test_a_run_is_active_until_it_has_stopped(registry: Registry, state: str, active: int) -> None:
-    registry.set_state("demo", state)
+    registry.set_state("demo", state, expected=RUNNING)
     again = reopened(registry)
     assert bool(again.active_run()) == active
     assert again.last_run() == Run(PLAN, state, 0, None)

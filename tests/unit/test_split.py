@@ -13,6 +13,7 @@ from nexus_client.split import Material, build_material, hold_out_warnings, side
 WORDS = st.sampled_from([f"w{i}" for i in range(12)])
 SHARES = st.floats(0, 0.9)
 PAIRS = st.builds(Pair, WORDS, WORDS, st.none() | WORDS, WORDS, st.just("f"), st.just(1))
+UTTERANCES = st.builds(Utterance, WORDS, st.sampled_from("xyz"), WORDS, st.just("f"), st.just(1))
 SCORED = st.builds(Scored, WORDS, WORDS, st.floats(0, 1), WORDS, st.just("f"), st.just(1))
 
 
@@ -85,10 +86,23 @@ def test_no_held_out_passage_or_question_is_seen_in_training(rows: list[Pair], s
         assert passages(made.texts, [task]) == everything
 
 
+@given(st.lists(PAIRS | SCORED | UTTERANCES), SHARES)
+def test_no_held_out_question_or_answer_is_in_a_training_row_of_whatever_kind(rows: list[Row], share: float) -> None:
+    made = build_material(site(*rows), share)
+    seen = questions(made.texts, made.train) | passages(made.texts, made.train)
+    for task in made.train:
+        if isinstance(task, ScoredTask):
+            seen |= {made.texts.items[number] for number in (*task.a, *task.b)}
+    held = {row.passage for row in rows if isinstance(row, Pair) and side(row.group, share) != "train"}
+    assert not held & seen
+    for part in (made.choose, made.judge):
+        assert not questions(made.texts, part) & seen
+
+
 @given(st.lists(PAIRS), st.lists(PAIRS), SHARES)
 def test_rows_keep_their_side_whatever_else_is_there(rows: list[Pair], more: list[Pair], share: float) -> None:
     few, many = (build_material(site(*some), share) for some in (rows, rows + more))
-    asked_elsewhere = {row.query for row in more}
+    asked_elsewhere = {text for row in more for text in (row.query, row.passage, row.negative)}
     assert questions(few.texts, few.judge) - asked_elsewhere <= questions(many.texts, many.judge)
     assert questions(few.texts, few.choose) - asked_elsewhere <= questions(many.texts, many.choose)
     assert many.rows.judge == few.rows.judge + sum(side(row.group, share) == "judge" for row in more)
