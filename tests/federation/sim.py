@@ -11,7 +11,7 @@ from nexus_common import flower as fl
 from nexus_common.errors import Refusal
 from nexus_common.plan import Plan, plan_from_wire
 from nexus_server import flower as fs
-from nexus_server.exchange import GridExchange
+from nexus_server.exchange import DEADLINE, GridExchange
 
 Handle = Callable[[wire.Message], wire.Message]
 
@@ -28,12 +28,13 @@ def over_the_wire(message: fl.Message) -> fl.Message:
 
 
 class SimGrid(fs.Grid):
-    """Runs each instruction at once, in order; a site in ``silent`` never answers."""
+    """Runs each instruction at once, in order; a site in ``silent`` is away, one in ``slow`` misses every deadline."""
 
     def __init__(self, sites: dict[str, Handle]) -> None:
         self.nodes = {site: number for number, site in enumerate(sites, 2)}
         self.handle = {self.nodes[site]: handle for site, handle in sites.items()}
         self.silent: set[str] = set()
+        self.slow: set[str] = set()
         self.bytes_up: collections.Counter[str] = collections.Counter()
         identity = fl.TaskIdentity
         identity.run_id, identity.task_id, identity.node_id = 1, 1, fl.SUPERLINK_NODE_ID
@@ -67,6 +68,8 @@ class SimGrid(fs.Grid):
         node = message.metadata.dst_node_id
         if node not in self.get_node_ids():
             return fl.Message(fl.Error(fl.ErrorCode.NODE_UNAVAILABLE, "the client fell silent"), reply_to=message)
+        if node in {self.nodes[site] for site in self.slow} and fl.parcel_of(message).kind == "train":
+            return fl.Message(fl.Error(fl.ErrorCode.NODE_UNAVAILABLE, DEADLINE), reply_to=message)
         instruction = over_the_wire(message)
         try:
             made = self.handle[node](wire.decode(fl.parcel_of(instruction)))

@@ -74,3 +74,16 @@ def test_delivery_is_once_and_visible_on_the_instruction() -> None:
 def test_a_parcel_survives_flowers_records() -> None:
     message = fl.instruction(Parcel("train", {"run": b"r" * 32, "round": 7}, b"\x00\x01" * 1000), 5, 60)
     assert fl.parcel_of(message) == Parcel("train", {"run": b"r" * 32, "round": 7}, b"\x00\x01" * 1000)
+
+
+def test_after_a_trip_nothing_is_left_in_flowers_store() -> None:
+    grid = LocalGrid()
+    grid.add_site("hospital-a", b"key")
+    node = grid.node_of["hospital-a"]
+    assert grid.state.activate_node(node, 10)
+    grid.touch(node)
+    message = fl.instruction(Parcel("prepare", {"plan": b"x" * 1000}), node, 60)
+    (answer,) = grid.send_and_receive([message], timeout=0.1)
+    assert answer.has_error()
+    assert len(grid.state.object_store) == 0
+    grid.close()

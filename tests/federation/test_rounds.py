@@ -7,7 +7,7 @@ import pytest
 from nexus_common.plan import Plan
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING
 from nexus_server.registry import Registry
-from nexus_server.rounds import Conductor
+from nexus_server.rounds import ASK_AGAIN_SECONDS, Conductor
 
 from tests.federation.sim import Liar, SimGrid, SimSite
 
@@ -84,6 +84,28 @@ def test_a_silent_site_is_left_out_and_joins_again(tmp_path: Path) -> None:
     federation.turns(1)
     cohorts = [set(v.cohort) for v in federation.registry.versions("sim") if v.number]
     assert cohorts == [set(NAMES), set(NAMES) - {"bank-b"}, set(NAMES)]
+
+
+def test_a_site_that_misses_its_deadline_does_not_hold_up_the_next_rounds_too(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES))
+    federation.grid.slow = {"bank-b"}
+    federation.turns(3)
+    asked = federation.conductor._ask_again["bank-b"]
+    assert [set(v.cohort) for v in federation.registry.versions("sim")[1:]] == [set(NAMES) - {"bank-b"}] * 3
+    assert asked[1] == ASK_AGAIN_SECONDS, "it was asked once, in the first of three rounds"
+    federation.conductor._ask_later("bank-b")
+    assert federation.conductor._ask_again["bank-b"][1] == 2 * ASK_AGAIN_SECONDS
+    federation.grid.slow = set()
+    federation.conductor.site_left("bank-b")  # a new process of it is asked at once
+    federation.turns(1)
+    assert set(federation.registry.versions("sim")[-1].cohort) == set(NAMES)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_version_that_is_not_finite_is_not_made(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES, server={"step": 1e308}))
+    federation.turns(2)
+    assert (federation.round, federation.registry.failed_rounds("sim")) == (0, 2)
 
 
 def test_below_min_cohort_the_run_waits_and_says_for_whom(tmp_path: Path) -> None:

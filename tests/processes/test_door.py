@@ -1,5 +1,6 @@
 """The one public port against everybody who should not get in, in a real server process."""
 
+import contextlib
 import datetime as dt
 import socket
 import ssl
@@ -15,6 +16,7 @@ from nexus_client.tls import tls_context
 from nexus_common import certs
 from nexus_common import flower as fl
 from nexus_common.wire import Parcel
+from nexus_server.door import MAX_CONNECTIONS_OF_A_SITE
 from nexus_server.gate import FLEET_PATHS
 
 from tests.processes.harness import Federation, write_rows
@@ -159,3 +161,43 @@ def test_a_site_can_be_nobody_else(federation: Federation) -> None:
         assert refused.value.response.status_code in (401, 403)
     assert "certificate and claimed identity differ" in federation.log("server")
     link_a.SendNodeHeartbeat(fl.SendNodeHeartbeatRequest(node=node_a, heartbeat_interval=10))
+
+
+def opened(federation: Federation, site: str) -> ssl.SSLSocket:
+    plain = socket.create_connection(("127.0.0.1", federation.port), 10)
+    return tls_context(federation.keys(site)).wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_headers_without_end_are_refused_and_not_kept(federation: Federation) -> None:
+    process = psutil.Process(federation.processes["server"].pid)
+    before = process.memory_info().rss
+    with opened(federation, "hospital-a") as tls, contextlib.suppress(OSError):
+        tls.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\n")
+        for _ in range(6000):
+            tls.sendall(b"X-Filler: " + b"a" * 16_000 + b"\r\n")
+    assert process.memory_info().rss - before < 30e6, "96 MB of headers were sent"
+
+
+def test_one_sites_connections_do_not_shut_the_others_out(federation: Federation) -> None:
+    held = [opened(federation, "hospital-a") for _ in range(MAX_CONNECTIONS_OF_A_SITE + 20)]
+    try:
+        closed = 0
+        for tls in held:
+            tls.settimeout(0.2)
+            try:
+                closed += tls.recv(1) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                closed += 1
+        assert closed >= 20
+        link, node = activated(federation, "hospital-b")
+        link.SendNodeHeartbeat(fl.SendNodeHeartbeatRequest(node=node, heartbeat_interval=10))
+    finally:
+        for tls in held:
+            tls.close()
+
+
+def test_a_tree_of_many_parts_is_refused_by_its_size(federation: Federation) -> None:
+    with client(federation, tls_context(federation.keys("hospital-a"))) as http:
+        assert http.post("/v1/fleet/push-messages", content=b"\x12\x00" * 100_000).status_code == 404
