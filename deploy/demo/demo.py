@@ -126,9 +126,9 @@ class Demo:
         def ended() -> bool:
             nonlocal shown, status
             status = self.ask("nexus-server", "status")
-            if status["round"] > shown:
-                shown = status["round"]
-                show.round_done(status)
+            while shown < status["round"]:
+                shown += 1
+                show.round_done(status, shown)
             return bool(status["state"] != "running")
 
         self.until("the run's last round", ended, RUN_SECONDS)

@@ -22,12 +22,10 @@ def step(text: str) -> None:
     console.print(f"- {text}")
 
 
-def round_done(status: dict[str, Any]) -> None:
+def round_done(status: dict[str, Any], number: int) -> None:
     """A round's line."""
-    seconds = status["round_seconds"][-1]
-    console.print(
-        f"    round {status['round']:2} of {status['rounds']}: {len(status['cohort'])} sites, {seconds:.1f} s"
-    )
+    seconds = status["round_seconds"][number - 1]
+    console.print(f"    round {number:2} of {status['rounds']}: {len(status['cohort'])} sites, {seconds:.1f} s")
 
 
 def _line(report: dict[str, Any], model: str) -> dict[str, Any]:
