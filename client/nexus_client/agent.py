@@ -6,7 +6,7 @@ import threading
 import time
 
 from nexus_common import certs, rpc
-from nexus_common.disk import single_process
+from nexus_common.disk import remove_unfinished, single_process
 from nexus_common.errors import NexusError
 
 from nexus_client import agent_api as api
@@ -28,6 +28,7 @@ class Agent:
         if not (place.keys / "site.crt").exists():
             raise NexusError(f"{place.site} has not joined: {place.keys}/site.crt is missing; `nexus-client join`")
         self._lock = single_process(place.state / "agent.lock", f"nexus-client for {place.site}")
+        remove_unfinished(place.state)
         self.workspace = Workspace(place, settings, prunes=True)
         self.rounds = SiteRounds(self.workspace, certs.load_identity(place.keys / "identity.key"))
         self.link = Link(settings.server, place.keys, self.rounds.handle)

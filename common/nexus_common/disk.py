@@ -20,6 +20,12 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what ``write_durably`` had begun when its process was killed; for the one process that owns the folder."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames in a folder durable."""
     folder = os.open(path, os.O_RDONLY)

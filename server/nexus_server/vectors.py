@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nexus_common.disk import write_durably
+from nexus_common.disk import remove_unfinished, write_durably
 from nexus_common.errors import NexusError
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
@@ -20,6 +20,7 @@ class VectorFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remove_unfinished(folder)
 
     def store(self, vectors: Mapping[str, NDArray[Any]]) -> str:
         """Make a set of named vectors durable; its name."""

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from nexus_common.disk import single_process, write_durably
+from nexus_common.disk import remove_unfinished, single_process, write_durably
 from nexus_common.errors import REFUSALS, NexusError, Refusal
 
 
@@ -14,6 +15,21 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:
     write_durably(tmp_path / "x", b"one")
     write_durably(tmp_path / "x", b"two")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"two"}
+
+
+def test_threads_that_write_one_file_leave_one_of_their_texts_whole(tmp_path: Path) -> None:
+    texts = [bytes([i]) * 10_000 for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: write_durably(tmp_path / "x", text), texts))
+    assert (tmp_path / "x").read_bytes() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_a_killed_process_had_begun_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".x.0123abcd.tmp", "x", ".hidden"):
+        (tmp_path / name).write_bytes(b"")
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"x", ".hidden"}
 
 
 def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""The site's connection outlives whatever goes wrong on it."""
+
+import datetime as dt
+import logging
+from pathlib import Path
+
+import httpx
+import pytest
+from nexus_client import link as module
+from nexus_client.link import Link
+from nexus_common import certs, wire
+from nexus_common.errors import Refusal
+
+
+@pytest.fixture
+def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Link:
+    """A link that has nobody to talk to, and no patience."""
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(module, "LONGEST_PAUSE_SECONDS", 0.002)
+    ca_key, key, now = certs.new_transport_key(), certs.new_transport_key(), dt.datetime.now(dt.UTC)
+    authority = certs.make_authority(ca_key, "demo", now)
+    (tmp_path / "ca.crt").write_bytes(certs.pem(authority))
+    certificate = certs.issue_site(ca_key, authority, key.public_key(), "hospital-a", bytes(32), now)
+    (tmp_path / "site.crt").write_bytes(certs.pem(certificate))
+    certs.save_key(tmp_path / "transport.key", key)
+    return Link("127.0.0.1:1", tmp_path, lambda _: wire.Readiness(wire.READY))
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (httpx.ConnectError("refused"), True),
+        (ValueError("a part does not match its hash"), True),
+        (Refusal("malformed"), True),
+        (RuntimeError("can't start new thread"), False),
+        (IndexError("list index out of range"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_after_any_fault_it_connects_again(
+    link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception, expected: bool
+) -> None:
+    tries = []
+
+    def connect() -> None:
+        tries.append(1)
+        if len(tries) == 3:
+            link._stop.set()
+        raise fault
+
+    monkeypatch.setattr(link, "_connect", connect)
+    with caplog.at_level(logging.WARNING):
+        link.run()
+    assert len(tries) == 3
+    assert ("this was not expected" in caplog.text) != expected
+
+
+def test_nobody_at_the_address_is_said_with_the_address(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(link._stop, "wait", lambda seconds: waited.append(seconds) or link._stop.set())
+    link.run()
+    assert link.state.startswith("no connection to 127.0.0.1:1 (ConnectError")
