@@ -8,32 +8,16 @@ from typing import Annotated
 
 import typer
 from nexus_common import rpc
-from nexus_common.cli import (
-    AnywhereOptions,
-    HomeOption,
-    JsonOption,
-    Options,
-    ago,
-    moment,
-    options,
-    run_cli,
-    show,
-    table,
-)
+from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.errors import NexusError
 from rich.console import Console
 
 from nexus_client import agent_api as api
 from nexus_client.site import SiteHome
 
-app = typer.Typer(
-    cls=AnywhereOptions,
-    no_args_is_help=False,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="A site's client. Without a command it runs as the site's agent until it is stopped.\n\n\b\n"
-    "Example: nexus-client --site hospital-a",
+app = new_app(
+    "A site's client. Without a command it runs as the site's agent until it is stopped.",
+    "nexus-client --site hospital-a",
 )
 AGENT_SECONDS = 3600.0
 SiteOption = Annotated[str | None, typer.Option("--site", help="the site's name, where this machine has several")]

@@ -10,7 +10,7 @@ sentence-transformers modules: each maps a feature dictionary to itself.
 
 import json
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from nexus_common.layout import WIDTH, Activation, Layout, Vector
 
-M = TypeVar("M", bound=nn.Module)
 ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 
@@ -48,12 +47,41 @@ class DendriticLayer(nn.Module):
         return y
 
 
-class SaliencePooling(nn.Module):
+class StoredModule(nn.Module):
+    """What sentence-transformers asks of a module: to be saved, to be loaded, and to say its width.
+
+    ``dendrites`` and ``activation`` are its whole configuration.
+    """
+
+    def __init__(self, dendrites: int, activation: Activation) -> None:
+        super().__init__()
+        self.config = {"dendrites": dendrites, "activation": activation}
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write configuration and weights in the manner of sentence-transformers."""
+        folder = Path(output_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config))
+        save_file(self.state_dict(), folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, input_path: str, subfolder: str = "", **_: Any) -> Self:
+        """Read what ``save`` wrote."""
+        folder = Path(input_path) / subfolder
+        module = cls(**json.loads((folder / "config.json").read_text()))
+        module.load_state_dict(load_file(folder / "model.safetensors"))
+        return module
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Width of what comes out."""
+        return WIDTH
+
+
+class SaliencePooling(StoredModule):
     """Pool token states by g_t = sigmoid(v . h_t + dendrites) instead of by their mean; at birth it is the mean."""
 
     def __init__(self, dendrites: int = 0, activation: Activation = "tanh") -> None:
-        super().__init__()
-        self.config = {"dendrites": dendrites, "activation": activation}
+        super().__init__(dendrites, activation)
         self.head = DendriticLayer(1, dendrites, activation, bias=False)
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
@@ -66,26 +94,12 @@ class SaliencePooling(nn.Module):
         features["sentence_embedding"] = self.pool(features["token_embeddings"], features["attention_mask"])
         return features
 
-    def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write configuration and weights in the manner of sentence-transformers."""
-        _save(self, self.config, Path(output_path))
 
-    @classmethod
-    def load(cls, input_path: str, subfolder: str = "", **_: Any) -> Self:
-        """Read what ``save`` wrote."""
-        return _load(cls, Path(input_path) / subfolder)
-
-    def get_sentence_embedding_dimension(self) -> int:
-        """Width of the pooled vector."""
-        return WIDTH
-
-
-class DendriticProjection(nn.Module):
+class DendriticProjection(StoredModule):
     """The projection after pooling: out = y / |y|."""
 
     def __init__(self, dendrites: int = 0, activation: Activation = "tanh") -> None:
-        super().__init__()
-        self.config = {"dendrites": dendrites, "activation": activation}
+        super().__init__(dendrites, activation)
         self.layer = DendriticLayer(WIDTH, dendrites, activation, bias=True)
         with torch.no_grad():
             self.layer.weight.copy_(torch.eye(WIDTH))
@@ -98,19 +112,6 @@ class DendriticProjection(nn.Module):
         """As a sentence-transformers module: sentence_embedding -> sentence_embedding."""
         features["sentence_embedding"] = self.project(features["sentence_embedding"])
         return features
-
-    def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write configuration and weights in the manner of sentence-transformers."""
-        _save(self, self.config, Path(output_path))
-
-    @classmethod
-    def load(cls, input_path: str, subfolder: str = "", **_: Any) -> Self:
-        """Read what ``save`` wrote."""
-        return _load(cls, Path(input_path) / subfolder)
-
-    def get_sentence_embedding_dimension(self) -> int:
-        """Width of the projected vector."""
-        return WIDTH
 
 
 class DendriticAdapter(nn.Module):
@@ -149,15 +150,3 @@ class DendriticAdapter(nn.Module):
     def vector(self) -> Vector:
         """All parameters as one flat float32 vector in the layout's order."""
         return self.layout.join({name: p.detach().cpu().numpy() for name, p in self.named_entries().items()})
-
-
-def _save(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(module.state_dict(), folder / "model.safetensors")
-
-
-def _load(cls: type[M], folder: Path) -> M:
-    module = cls(**json.loads((folder / "config.json").read_text()))
-    module.load_state_dict(load_file(folder / "model.safetensors"))
-    return module

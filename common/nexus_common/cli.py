@@ -50,6 +50,18 @@ class AnywhereOptions(typer.core.TyperGroup):
         return super().parse_args(ctx, front + rest)
 
 
+def new_app(what: str, example: str) -> typer.Typer:
+    """A program's commands; without one it runs (``callback(invoke_without_command=True)``)."""
+    return typer.Typer(
+        cls=AnywhereOptions,
+        no_args_is_help=False,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=f"{what}\n\n\b\nExample: {example}",
+    )
+
+
 def run_cli(app: typer.Typer, name: str, argv: list[str] | None) -> int:
     """Exit code: 0 good, 1 failed (with the cause on stderr), 2 usage."""
     command = typer.main.get_command(app)

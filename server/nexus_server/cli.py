@@ -7,18 +7,7 @@ from typing import Annotated
 
 import typer
 from nexus_common import certs, rpc
-from nexus_common.cli import (
-    AnywhereOptions,
-    HomeOption,
-    JsonOption,
-    Options,
-    ago,
-    moment,
-    options,
-    run_cli,
-    show,
-    table,
-)
+from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.config import parse_toml, toml_string
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
@@ -27,15 +16,7 @@ from nexus_server import admin_api as admin
 from nexus_server.settings import TEMPLATE, ServerSettingsFile, admin_socket, checked
 from nexus_server.words import sentence
 
-app = typer.Typer(
-    cls=AnywhereOptions,
-    no_args_is_help=False,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="The consortium's server. Without a command it runs until it is stopped.\n\n\b\n"
-    "Example: nexus-server --home ./server",
-)
+app = new_app("The consortium's server. Without a command it runs until it is stopped.", "nexus-server --home ./server")
 DEFAULT_HOME = Path("/var/lib/nexus/server")
 
 

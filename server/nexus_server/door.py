@@ -106,9 +106,8 @@ def open_door(app: Gate, host: str, port: int, context: ssl.SSLContext) -> uvico
             f"cannot listen on {host} port {port}: {problem.strerror}; is another nexus-server running? "
             "(`listen` in server.toml)"
         ) from None
-    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = (
-        HANDSHAKE_SECONDS  # uvicorn has no setting for it; 60 s is long for a flood
-    )
+    # uvicorn has no setting for it, and 60 s is long where strangers can open connections
+    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_SECONDS
     server = uvicorn.Server(
         uvicorn.Config(
             app,

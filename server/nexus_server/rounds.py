@@ -48,9 +48,7 @@ class Conductor:
         self.phase = Phase()
         self._ready: dict[str, bytes] = {}  # site -> hash of the plan it is ready for
         self._has: dict[str, tuple[str, int]] = {}  # site -> newest version delivered in this process's life
-        self._ask_again: dict[
-            str, tuple[float, float]
-        ] = {}  # site -> when it is asked again, and the pause before that
+        self._ask_again: dict[str, tuple[float, float]] = {}  # site -> when it is asked again, the pause before that
         self._taken_up: bytes | None = None  # hash of the plan that this process works on
         self._patience_ends = 0.0  # until when more than min_cohort sites are waited for
         self._wake = threading.Event()
