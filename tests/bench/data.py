@@ -138,6 +138,7 @@ class Pairs:
         self._train = [(row["a"], row["b"], row["score"] / 5) for row in rows if row["split"] == "train"]
         test = [(row["a"], row["b"], row["score"] / 5) for row in rows if row["split"] == "test"]
         self._test = ScoredTask.from_pairs(self.texts, test)
+        ScoredTask.from_pairs(self.texts, self._train)  # so that all texts are known, and encoded, from the start
 
     def tasks(self, site: str, rows: int | None, rng: np.random.Generator) -> list[Task]:
         """Every fifth row is a site's; at most ``rows`` of them."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nexus_common.plan import Plan
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -102,7 +103,8 @@ def shown(values: list[float]) -> str:
 def table(name: str, found: dict[tuple[str, bool, str], list[float]], base: float, bm25: float | None) -> Table:
     """One data set's figures side by side."""
     dataset = loaded(name)
-    made = Table(title=f"{dataset.name}: {dataset.metric} x 100 on the test split", title_justify="left")
+    title = f"{dataset.name}: {dataset.metric} x 100 on the test split"
+    made = Table(title=title, title_justify="left", box=box.MARKDOWN)
     for head in ("adapter", "BM25", "base", *COLUMNS):
         made.add_column(head, justify="left" if head == "adapter" else "right")
     for salience in (False, True):
@@ -129,6 +131,8 @@ def main() -> None:
         running = {pool.submit(figure, *job): job for job in work}
         for done, future in enumerate(as_completed(running), 1):
             name, salience, column, seed = running[future]
+            if future.exception():
+                pool.shutdown(cancel_futures=True)  # or the fault would be told an hour later
             found.setdefault((name, salience, column), []).append(future.result())
             what = f"{name}, {'with' if salience else 'without'} salience, {column}, seed {seed}"
             console.print(f"{done:3} of {len(work)}, {time.monotonic() - began:5.0f} s: {what}: {future.result():.2f}")
