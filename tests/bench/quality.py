@@ -2,7 +2,7 @@
 
 Ten rounds, no dendrites, with and without salience; the federated figure over three seeds, all others over one; also
 with 40 training rows a site, and with each site left out of training and judged on its questions.  Nothing here was
-chosen on a test split.  It takes about 40 minutes on two cores; ``--seeds 1 --sets stsb`` is a quick look.
+chosen on a test split.  It takes about an hour on two cores; ``--seeds 1 --sets stsb`` is a quick look.
 """
 
 import argparse
