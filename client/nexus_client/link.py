@@ -99,6 +99,7 @@ class Link:
                 self._link.DeactivateNode(fl.DeactivateNodeRequest(node_id=node.node_id))
             except (httpx.HTTPError, ValueError) as problem:
                 log.info("left without good-bye: %s", type(problem).__name__)
+        self._link._client.close()  # also ends a question that the server holds
 
     def _connect(self) -> None:
         request = fl.ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=fl.LEASE_SECONDS)

@@ -28,7 +28,7 @@ from nexus_server.grid import LocalGrid
 
 log = logging.getLogger(__name__)
 MAX_CONNECTIONS: Final = 400
-MAX_CONNECTIONS_OF_A_SITE: Final = 8
+MAX_CONNECTIONS_OF_A_SITE: Final = 16  # an agent has two; those of a dead network stay for a minute or so
 HANDSHAKE_SECONDS: Final = 5.0
 
 
