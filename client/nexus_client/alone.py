@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from nexus_common.plan import PACKAGED_BASE, Plan
+from nexus_common.plan import Plan
 
 from nexus_client.judge import chosen_scores
 from nexus_client.train import local_update
@@ -27,9 +27,7 @@ def adapter_file(workspace: Workspace) -> Path:
 
 def default_plan(workspace: Workspace) -> Plan:
     """The shipped recipe, for a site that takes part in no run."""
-    return Plan(
-        name="alone", sites=(workspace.place.site,), min_cohort=1, base_model=workspace.base_hash or PACKAGED_BASE
-    )
+    return Plan(name="alone", sites=(workspace.place.site,), min_cohort=1, base_model=workspace.base_hash)
 
 
 def train_alone(workspace: Workspace, plan: Plan, on_round: OnRound = lambda *_: None) -> StoredAdapter:

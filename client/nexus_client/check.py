@@ -19,11 +19,12 @@ from nexus_common.errors import NexusError
 from nexus_common.plan import PACKAGED_BASE
 
 from nexus_client.agent_api import CheckLine, CheckReport
+from nexus_client.material import texts_of
 from nexus_client.rows import summary
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import hold_out_warnings
 from nexus_client.tls import tls_context
-from nexus_client.workspace import Workspace, first_texts
+from nexus_client.workspace import Workspace
 
 CONNECT_SECONDS: Final = 5.0
 WARN_DAYS: Final = 121  # a third of a certificate's year: when renewal is due
@@ -85,7 +86,7 @@ def _data(workspace: Workspace) -> Iterator[CheckLine]:
     yield _line("hold-out", "ok" if parts.train else "fault", held, None if parts.train else "add rows")
     for warning in hold_out_warnings(material):
         yield _line("hold-out", "warning", warning)
-    wanted = len(first_texts(material.train, material.texts.items, len(material.texts.items)))
+    wanted = len(texts_of(material.train))
     if wanted > (limit := workspace.settings.salience_rows):
         found = f"{wanted} texts to train on, but salience_rows = {limit}: a run with salience trains on a part"
         yield _line("hold-out", "warning", found, f"raise salience_rows (about {TOKEN_BYTES // 1000} kB of disk each)")

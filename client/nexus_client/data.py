@@ -93,15 +93,19 @@ class SiteRows:
     sections_split: int
 
     @property
+    def every(self) -> tuple[Row, ...]:
+        """The rows of all kinds."""
+        return (*self.pairs, *self.scored, *self.utterances)
+
+    @property
     def count(self) -> int:
         """How many rows there are."""
-        return len(self.pairs) + len(self.scored) + len(self.utterances)
+        return len(self.every)
 
     @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 over the rows, whatever their order, files and lines."""
-        rows: tuple[Row, ...] = (*self.pairs, *self.scored, *self.utterances)
-        return hashlib.sha256("\n".join(sorted(json.dumps(row.key) for row in rows)).encode()).hexdigest()
+        return hashlib.sha256("\n".join(sorted(json.dumps(row.key) for row in self.every)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

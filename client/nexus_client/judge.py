@@ -24,7 +24,7 @@ from nexus_client.evaluate import (
     spearman_difference,
     vector_scores,
 )
-from nexus_client.material import Ids, RankingTask, ScoredTask, Task
+from nexus_client.material import Ids, RankingTask, ScoredTask, Task, parts_of, texts_of
 from nexus_client.workspace import Workspace
 
 Embeddings = NDArray[np.float32]
@@ -39,12 +39,6 @@ class Scores:
 
     questions: QuestionScores
     cosines: NDArray[np.floating]
-
-
-def texts_of(tasks: Sequence[Task]) -> Ids:
-    """Numbers of all texts that tasks name, each once, ascending."""
-    parts = [part for task in tasks for part in _parts(task)]
-    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
 def chosen_scores(workspace: Workspace, layout: Layout, vectors: Sequence[Vector]) -> list[float] | None:
@@ -108,15 +102,11 @@ def judge(
     return lines, _examples(ranking, texts, numbers, embedded[BASE], embedded[last]) if last != BASE else []
 
 
-def _parts(task: Task) -> tuple[Ids, Ids]:
-    return (task.queries, task.passages) if isinstance(task, RankingTask) else (task.a, task.b)
-
-
 def _scores(tasks: Sequence[Task], numbers: Ids, vectors: Embeddings) -> Scores:
     """Figures of one model; ``vectors`` [n, 384] belong to ``numbers`` [n]."""
     ranked, cosines = [], [np.empty(0, np.float32)]
     for task in tasks:
-        first, second = (vectors[np.searchsorted(numbers, part)] for part in _parts(task))
+        first, second = (vectors[np.searchsorted(numbers, part)] for part in parts_of(task))
         if isinstance(task, RankingTask):
             ranked.append(vector_scores(first, second, task.positives))
         else:
@@ -151,11 +141,12 @@ def _examples(
     found = []
     for task in ranking:
         q, p = np.searchsorted(numbers, task.queries), np.searchsorted(numbers, task.passages)
+        asked, passages = after[q], after[p]
         old = rank_of_first(before[q], before[p], task.positives)
-        new = rank_of_first(after[q], after[p], task.positives)
+        new = rank_of_first(asked, passages, task.positives)
         for i in np.argsort(np.log(new) - np.log(old), kind="stable")[:EXAMPLES]:
             if new[i] < old[i]:
-                best = task.positives[i][int(np.argmax(after[p][task.positives[i]] @ after[q[i]]))]
+                best = task.positives[i][int(np.argmax(passages[task.positives[i]] @ asked[i]))]
                 found.append(
                     Example(
                         question=texts[task.queries[i]],

@@ -149,4 +149,14 @@ Task = RankingTask | ScoredTask
 
 def size(task: Task) -> int:
     """How many questions or scored pairs a task has."""
-    return len(task.queries) if isinstance(task, RankingTask) else len(task.a)
+    return len(parts_of(task)[0])
+
+
+def parts_of(task: Task) -> tuple[Ids, Ids]:
+    """The numbers of a task's texts: questions and passages, or both sides of its pairs."""
+    return (task.queries, task.passages) if isinstance(task, RankingTask) else (task.a, task.b)
+
+
+def texts_of(tasks: Sequence[Task]) -> Ids:
+    """Numbers of all texts that tasks name, each once, ascending."""
+    return np.unique(np.concatenate([np.empty(0, np.int64), *(part for task in tasks for part in parts_of(task))]))

@@ -26,8 +26,7 @@ def workspace_of(place: SiteHome) -> Workspace:
 def preview(workspace: Workspace, samples: int) -> PreviewReport:
     """What would be trained on, with a few training rows, evenly spread over the files' order."""
     rows, material = workspace.rows, workspace.material
-    every: tuple[Row, ...] = (*rows.pairs, *rows.scored, *rows.utterances)
-    training = [row for row in every if side(row.group, material.share) == "train"]
+    training = [row for row in rows.every if side(row.group, material.share) == "train"]
     step = max(1, len(training) // max(1, samples))
     return PreviewReport(
         site=workspace.place.site,

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeVar
 
 from nexus_client.data import SiteRows
 from nexus_client.material import RankingTask, ScoredTask, Task, Texts, size
-from nexus_client.rows import Pair, Row, Scored, Utterance
+from nexus_client.rows import Pair, Scored, Utterance
 
 Side = Literal["train", "choose", "judge"]
 R = TypeVar("R", Pair, Scored, Utterance)
@@ -120,7 +120,7 @@ def build_material(rows: SiteRows, share: float = DEFAULT_SHARE) -> Material:
         judge=kept["judge"],
         share=share,
         rows=_counts({one: len(pairs[one]) + len(scored[one]) + len(utterances[one]) for one in SIDES}),
-        groups=_counts(Counter(side(group, share) for group in _groups(rows))),
+        groups=_counts(Counter(side(group, share) for group in {row.group for row in rows.every})),
         questions=_counts({one: sum(map(size, kept[one])) for one in SIDES}),
         headings=sum(texts.items[query] in heading for query in judged),
         left_out=left_out,
@@ -186,8 +186,3 @@ def _scored_task(texts: Texts, rows: Sequence[Scored]) -> ScoredTask:
 
 def _counts(numbers: dict[Side, int]) -> Counts:
     return Counts(*(numbers.get(one, 0) for one in SIDES))
-
-
-def _groups(rows: SiteRows) -> set[str]:
-    every: tuple[Row, ...] = (*rows.pairs, *rows.scored, *rows.utterances)
-    return {row.group for row in every}

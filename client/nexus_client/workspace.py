@@ -36,7 +36,6 @@ SOME_ANSWERS: Final = 8  # a label's utterances all answer each other
 class Readied:
     """What a plan trains on here: the tasks whose states are in the cache, and those states."""
 
-    layout: Layout
     tasks: list[Task]
     states: CachedStates
 
@@ -105,7 +104,7 @@ class Workspace:
                 if self._prunes:
                     cache.keep_only(pooled=texts, tokens=texts)
                 self.encoder.fill(texts, tokens=(), progress=progress)
-                return Readied(layout, material.train, CachedStates(cache, texts, pooled=True))
+                return Readied(material.train, CachedStates(cache, texts, pooled=True))
             numbers = first_texts(material.train, texts, self.settings.salience_rows)
             tasks = [task for task in (task.only(set(numbers)) for task in material.train) if size(task)]
             if not tasks:
@@ -117,7 +116,7 @@ class Workspace:
             if self._prunes:
                 cache.keep_only(pooled=texts, tokens=tokens)
             self.encoder.fill(texts, tokens=tokens, progress=progress)
-            return Readied(layout, tasks, CachedStates(cache, texts, pooled=False))
+            return Readied(tasks, CachedStates(cache, texts, pooled=False))
 
     def embed(self, adapters: Sequence[tuple[Layout, Vector]], numbers: Ids) -> list[NDArray[np.float32]]:
         """The texts of these numbers under each adapter, [n, 384] of length 1; each text is encoded once at most."""

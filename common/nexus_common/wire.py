@@ -7,7 +7,7 @@ a path.
 
 import hashlib
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature
@@ -87,7 +87,6 @@ class Refused:
 
 
 Message = Prepare | Readiness | TrainRound | Update | Deliver | Received | Refused
-M = TypeVar("M", Prepare, Readiness, TrainRound, Update, Deliver, Received, Refused)
 
 KINDS: Final[dict[str, type[Any]]] = {
     "prepare": Prepare,

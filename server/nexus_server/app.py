@@ -25,7 +25,6 @@ from nexus_server.rounds import Conductor
 from nexus_server.settings import admin_socket, read_settings
 
 log = logging.getLogger(__name__)
-SEEN_EVERY_SECONDS: Final = 2.0
 STOP_WITHIN_SECONDS: Final = 5.0
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nexus_client.agent_api import Example, QualityLine
-from nexus_client.judge import BASE, KEYWORD, chosen_scores, judge, texts_of
-from nexus_client.material import RankingTask, ScoredTask, Task
+from nexus_client.judge import BASE, KEYWORD, chosen_scores, judge
+from nexus_client.material import RankingTask, ScoredTask, Task, texts_of
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import side
 from nexus_client.workspace import Workspace
