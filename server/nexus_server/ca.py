@@ -117,7 +117,7 @@ class Enrolment:
     def __init__(self, authority: CertificateAuthority, registry: Registry, settings: ServerSettingsFile) -> None:
         self.authority, self.registry, self.settings = authority, registry, settings
         self._lock = threading.Lock()  # one request at a time: an invitation is used once
-        self._opening = threading.Lock()  # the listener is opened and closed by two threads
+        self._opening = threading.RLock()  # the listener is opened and closed by two threads
         self._listener: grpc.Server | None = None
 
     def invite(self, site: str) -> Invite:
@@ -134,32 +134,29 @@ class Enrolment:
     def watch(self) -> None:
         """Open or close the listener as invitations open and close; called every second."""
         with self._opening:
-            self._watch()
+            wanted = bool(self.registry.open_invitations())
+            if wanted and self._listener is None:
+                self._open()
+            elif not wanted and self._listener is not None:
+                self.close()
 
-    def _watch(self) -> None:
-        wanted = bool(self.registry.open_invitations())
-        if wanted and self._listener is None:
-            files = self.authority.files
-            credentials = grpc.ssl_server_credentials([(files.server_key.read_bytes(), files.server.read_bytes())])
-            methods: dict[str, rpc.Method[Any, Any]] = {
-                "authority": rpc.Method(rpc.Nothing, Authority, self._authority),
-                "enrol": rpc.Method(EnrolRequest, EnrolAnswer, self.enrol),
-            }
-            self._listener = rpc.start(methods, SERVICE, self.settings.enrol_listen, credentials)
-            log.info("enrolment listener open at %s", self.settings.enrol_listen)
-        elif not wanted and self._listener is not None:
-            self._close()
+    def _open(self) -> None:
+        files = self.authority.files
+        credentials = grpc.ssl_server_credentials([(files.server_key.read_bytes(), files.server.read_bytes())])
+        methods: dict[str, rpc.Method[Any, Any]] = {
+            "authority": rpc.Method(rpc.Nothing, Authority, self._authority),
+            "enrol": rpc.Method(EnrolRequest, EnrolAnswer, self.enrol),
+        }
+        self._listener = rpc.start(methods, SERVICE, self.settings.enrol_listen, credentials)
+        log.info("enrolment listener open at %s", self.settings.enrol_listen)
 
     def close(self) -> None:
         """Close the listener."""
         with self._opening:
-            self._close()
-
-    def _close(self) -> None:
-        if self._listener is not None:
-            self._listener.stop(grace=1).wait()
-            self._listener = None
-            log.info("enrolment listener closed: no invitation is open")
+            if self._listener is not None:
+                self._listener.stop(grace=1).wait()
+                self._listener = None
+                log.info("enrolment listener closed: no invitation is open")
 
     def _authority(self, _: rpc.Nothing) -> Authority:
         return Authority(certificate=certs.pem(self.authority.certificate).decode())
