@@ -132,16 +132,14 @@ class Conductor:
             log.warning("round %d goes on without %s: %s", number, site, reason)
         if len(updates) < plan.min_cohort:
             log.warning("round %d failed: %d of at least %d sites", number, len(updates), plan.min_cohort)
-            self.registry.note_failed_round(plan.name, number, failures)
-            self.pause(PAUSE_AFTER_FAILURE_SECONDS)
+            self._came_to_nothing(run, failures)
             return
         optimiser = make_optimiser(plan.server, plan.adapter.layout.dim)
         optimiser.restore(self.registry.optimiser_state(run))
         after = optimiser.apply(vector, mean_update(list(updates.values())))
         if not np.isfinite(after).all():  # every site would refuse it for ever
             log.error("round %d gave a version that is not finite; server.step is too large", number)
-            self.registry.note_failed_round(plan.name, number, {"": "the new version is not finite"})
-            self.pause(PAUSE_AFTER_FAILURE_SECONDS)
+            self._came_to_nothing(run, {"": "the new version is not finite"})
             return
         seconds, received = time.monotonic() - started, self.exchange.bytes_up() - before
         self.registry.commit_round(run, after, optimiser.state(), sorted(updates), seconds, received)
@@ -149,6 +147,10 @@ class Conductor:
             self._has[site] = (plan.name, run.round)
             self._ask_again.pop(site, None)
         log.info("run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(updates), seconds)
+
+    def _came_to_nothing(self, run: Run, reasons: dict[str, str]) -> None:
+        self.registry.note_failed_round(run.plan.name, run.round + 1, reasons)
+        self.pause(PAUSE_AFTER_FAILURE_SECONDS)
 
     def _usable(
         self, run: Run, packed: bytes, answers: dict[str, wire.Message | Failure]
