@@ -33,7 +33,7 @@ $(VENV)/.runtime: pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) 'pip>=25.1,<27'
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	@$(PIP) --editable '.[server,client]'
+	@$(PIP) --editable '.[server,client]' --group demo
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
