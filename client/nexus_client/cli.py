@@ -237,9 +237,10 @@ def _ask(place: SiteHome, name: str, request: rpc.Body, answer: type[rpc.Ans], h
         with rpc.channel(rpc.local_address(place.socket)) as channel:
             try:
                 return rpc.call(channel, api.SERVICE, name, request, answer, AGENT_SECONDS)
+            except rpc.Unavailable:
+                pass  # a socket that an agent left behind
             except ConnectionError as problem:
-                if not str(problem).startswith("unavailable"):
-                    raise NexusError(f"the agent failed at {name} ({problem}); its log says why") from None
+                raise NexusError(f"the agent failed at {name} ({problem}); its log says why") from None
     return here()
 
 

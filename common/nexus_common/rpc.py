@@ -32,6 +32,10 @@ _STRANGERS: Final = [  # on a port that anybody may call: nobody holds a thread 
 _NO_PROXY: Final = [("grpc.enable_http_proxy", 0)]  # never from the environment
 
 
+class Unavailable(ConnectionError):
+    """Nobody answers at the address, or this account may not ask there."""
+
+
 class Body(BaseModel):
     """Base of requests and answers."""
 
@@ -114,7 +118,10 @@ def _descriptor(folder: Path) -> int:
 def call(
     channel: grpc.Channel, service: str, name: str, request: BaseModel, answer: type[Ans], timeout_seconds: float = 30.0
 ) -> Ans:
-    """Call and validate; NexusError with the method's own text, ``ConnectionError`` where nobody answers."""
+    """Call and validate; raises what went wrong.
+
+    NexusError with the method's own text, ``Unavailable`` where nobody answers, ``ConnectionError`` for the rest.
+    """
     method = channel.unary_unary(
         f"/{service}/{name}", request_serializer=_to_bytes, response_deserializer=answer.model_validate_json
     )
@@ -123,7 +130,8 @@ def call(
     except grpc.RpcError as problem:
         if problem.code() == grpc.StatusCode.FAILED_PRECONDITION:
             raise NexusError(problem.details()) from None
-        raise ConnectionError(f"{problem.code().name.lower()}: {problem.details()}") from None
+        kind = Unavailable if problem.code() == grpc.StatusCode.UNAVAILABLE else ConnectionError
+        raise kind(f"{problem.code().name.lower()}: {problem.details()}") from None
 
 
 def _to_bytes(body: BaseModel) -> bytes:

@@ -209,17 +209,12 @@ def _call(context: typer.Context, name: str, request: rpc.Body, answer: type[rpc
     with rpc.channel(rpc.local_address(admin_socket(home))) as channel:
         try:
             return rpc.call(channel, admin.SERVICE, name, request, answer)
+        except rpc.Unavailable:
+            gone = f"the server on {home} ended without good-bye, or this account may not use its socket"
+            found = gone if admin_socket(home).exists() else f"no nexus-server is running on {home}"
+            raise NexusError(f"{found}; start it: nexus-server --home {home}") from None
         except ConnectionError as problem:
-            if str(problem).startswith("unavailable") and admin_socket(home).exists():
-                found = (
-                    f"the server on {home} ended without good-bye, or this account may not use its socket; "
-                    f"start it: nexus-server --home {home}"
-                )
-            elif str(problem).startswith("unavailable"):
-                found = f"no nexus-server is running on {home}; start it: nexus-server --home {home}"
-            else:
-                found = f"the server on {home} failed at {name} ({problem}); its log says why"
-            raise NexusError(found) from None
+            raise NexusError(f"the server on {home} failed at {name} ({problem}); its log says why") from None
 
 
 def main(argv: list[str] | None = None) -> int:
