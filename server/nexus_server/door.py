@@ -14,16 +14,14 @@ from types import SimpleNamespace
 from typing import ClassVar, Final
 
 import uvicorn
-from cryptography import x509
 from fastapi import FastAPI
-from nexus_common.certs import key_hash
 from nexus_common.errors import NexusError
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nexus_server import flower as fs
-from nexus_server.gate import BindSite, Doorbell, Gate, Lookup
+from nexus_server.gate import BindSite, Doorbell, Gate, Lookup, Peer
 from nexus_server.grid import LocalGrid
 
 log = logging.getLogger(__name__)
@@ -39,26 +37,25 @@ class SiteConnection(H11Protocol):
     """
 
     open_of: ClassVar[Counter[bytes]] = Counter()
-    key: bytes | None = None
+    peer: Peer | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Remember the certificate of this connection; one too many of the same key is closed at once."""
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
         shown = tls.getpeercert(binary_form=True) if tls else None
-        peer = x509.load_der_x509_certificate(shown) if shown else None
-        self.app_state = {**self.app_state, "peer": peer}
-        if peer is not None:
-            self.key = key_hash(peer)
-            self.open_of[self.key] += 1
-            if self.open_of[self.key] > MAX_CONNECTIONS_OF_A_SITE:
+        self.peer = Peer.of(shown) if shown else None
+        self.app_state = {**self.app_state, "peer": self.peer}
+        if self.peer is not None:
+            self.open_of[self.peer.key_hash] += 1
+            if self.open_of[self.peer.key_hash] > MAX_CONNECTIONS_OF_A_SITE:
                 transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         super().connection_lost(exc)
-        if self.key is not None:
-            self.open_of[self.key] -= 1
+        if self.peer is not None:
+            self.open_of[self.peer.key_hash] -= 1
 
 
 def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None], bytes_up: Counter[str]) -> Gate:

@@ -55,6 +55,21 @@ Lookup = Callable[[bytes], KnownSite | None]
 """SHA-256 of a certificate's public key -> the enrolled site, or None."""
 
 
+@dataclass(frozen=True)
+class Peer:
+    """What a connection's client certificate says, worked out once a connection."""
+
+    key_hash: bytes
+    begins: dt.datetime
+    ends: dt.datetime
+
+    @classmethod
+    def of(cls, der: bytes) -> "Peer":
+        """From a certificate that the TLS layer has verified."""
+        certificate = x509.load_der_x509_certificate(der)
+        return cls(key_hash(certificate), certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+
 class Gate:
     """Outermost layer: known certificate in its validity, known path, bounded body.  All else is a bare 404."""
 
@@ -76,11 +91,10 @@ class Gate:
         self.bytes_up[known.site] += int(length)
         await self.app(scope, receive, send)
 
-    def _known(self, peer: x509.Certificate | None) -> KnownSite | None:
-        now = dt.datetime.now(dt.UTC)
-        if peer is None or not peer.not_valid_before_utc <= now <= peer.not_valid_after_utc:
+    def _known(self, peer: Peer | None) -> KnownSite | None:
+        if peer is None or not peer.begins <= dt.datetime.now(dt.UTC) <= peer.ends:
             return None
-        return self.lookup(key_hash(peer))
+        return self.lookup(peer.key_hash)
 
 
 class Doorbell:
