@@ -183,6 +183,7 @@ class Conductor:
             return
         self._show("delivering", (), run.round)
         self._prepare(run, lacking)
+        lacking = [site for site in lacking if self._may_be_asked(site)]  # not one that has just refused or was silent
         message = wire.Deliver(run.plan.hash, run.round, wire.pack(self.registry.vector(*newest)))
         for site, answer in self.exchange.ask(dict.fromkeys(lacking, message), SMALL_TRIP_SECONDS).items():
             if isinstance(answer, wire.Received):
