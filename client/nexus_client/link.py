@@ -160,7 +160,7 @@ class Link:
 
     def _push(self, reply: Any) -> None:
         with fl.no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
+            fl.name_by_content(reply)
             objects, tree = fl.get_all_nested_objects(reply), fl.get_object_tree(reply)
             answer = self._link.PushMessages(
                 fl.PushMessagesRequest(

@@ -87,6 +87,7 @@ __all__ = [
     "make_push_object_fn_protobuf",
     "message_from_proto",
     "message_to_proto",
+    "name_by_content",
     "no_object_id_recompute",
     "parcel_of",
     "pull_objects",
@@ -129,6 +130,11 @@ def parcel_of(message: Message) -> Parcel:
     if found or not isinstance(kind, str) or len(plain) < len(fields):
         raise Refusal("malformed", "not a NEXUS message")
     return Parcel(kind, plain, None if vector is None else vector.data)
+
+
+def name_by_content(message: Message) -> None:
+    """Give a message the id that names its content, as Flower's HttpGrid does before it sends."""
+    message.metadata.__dict__["_message_id"] = message.object_id
 
 
 def whole_message(object_id: str, contents: dict[str, bytes], metadata: Any) -> Message:

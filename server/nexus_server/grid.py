@@ -112,7 +112,7 @@ class LocalGrid(fs.Grid):
         ids: list[str | None] = []
         for message in messages:
             with fl.no_object_id_recompute():
-                message.metadata.__dict__["_message_id"] = message.object_id  # as Flower's HttpGrid does
+                fl.name_by_content(message)
                 objects, tree = fl.get_all_nested_objects(message), fl.get_object_tree(message)
                 session = self.state.start_session(self.run_id)
                 stored, missing = self.state.store_message_and_object_tree(

@@ -19,7 +19,7 @@ Handle = Callable[[wire.Message], wire.Message]
 def over_the_wire(message: fl.Message) -> fl.Message:
     """Serialise and parse as a real round trip would, so that tests catch what does not survive it."""
     with fl.no_object_id_recompute():
-        message.metadata.__dict__["_message_id"] = message.object_id
+        fl.name_by_content(message)
         parts = {part_id: part.deflate() for part_id, part in fl.get_all_nested_objects(message).items()}
     inner = fl.inflate_object_from_contents(message.metadata.message_id, parts)
     if inner.has_error():

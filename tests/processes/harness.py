@@ -157,6 +157,13 @@ class Federation:
         settings = self.home / "sites" / site / "site.toml"  # many sites share this machine's processors
         settings.write_text(re.sub("cpu_threads = [0-9]+", "cpu_threads = 1", settings.read_text()))
 
+    def found(self, *sites: str, rows: int = 20) -> None:
+        """Make the consortium, start its server, and enrol sites with a little text each."""
+        self.init()
+        self.start("server")
+        for site in sites:
+            self.join(site, write_rows(self.home / f"{site}.jsonl", rows, f"box of {site}"))
+
     def keys(self, site: str) -> Path:
         """Where an enrolled site's keys and certificates lie."""
         return self.home / "sites" / site / "state" / "keys"

@@ -19,20 +19,16 @@ from nexus_common.wire import Parcel
 from nexus_server.door import MAX_CONNECTIONS_OF_A_SITE
 from nexus_server.gate import FLEET_PATHS
 
-from tests.processes.harness import Federation, write_rows
+from tests.processes.harness import Federation
 
 pytestmark = pytest.mark.processes
 SITES = ("hospital-a", "hospital-b")
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    data = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", 20, "box")
+def federation() -> Iterator[Federation]:
     with Federation() as made:
-        made.init()
-        made.start("server")
-        for site in SITES:
-            made.join(site, data)
+        made.found(*SITES)
         yield made
         memory = psutil.Process(made.processes["server"].pid).memory_info().rss
         assert made.server_status()["run"] is None, "the server still answers after all that"
@@ -140,9 +136,9 @@ def test_a_site_can_be_nobody_else(federation: Federation) -> None:
     fl.TaskIdentity.run_id, fl.TaskIdentity.task_id, fl.TaskIdentity.node_id = 1, 1, fl.SUPERLINK_NODE_ID
     answer = Parcel("readiness", {"state": "ready"})
     instruction = fl.instruction(Parcel("prepare", {"plan": b"x"}), node_a.node_id, 60)
-    instruction.metadata.__dict__["_message_id"] = instruction.object_id
+    fl.name_by_content(instruction)
     reply = fl.reply(answer, instruction)
-    reply.metadata.__dict__["_message_id"] = reply.object_id
+    fl.name_by_content(reply)
     assert reply.metadata.src_node_id == node_a.node_id
     in_a_name = fl.PushMessagesRequest(
         node=node_b,

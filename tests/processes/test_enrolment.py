@@ -18,8 +18,7 @@ pytestmark = pytest.mark.processes
 @pytest.fixture(scope="module")
 def federation() -> Iterator[Federation]:
     with Federation() as made:
-        made.init()
-        made.start("server")
+        made.found()
         yield made
 
 

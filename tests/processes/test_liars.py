@@ -10,7 +10,7 @@ from nexus_common.plan import Plan
 from safetensors.numpy import load_file
 
 from tests.federation.sim import Liar, SimSite
-from tests.processes.harness import Federation, until, write_rows
+from tests.processes.harness import Federation, until
 
 pytestmark = pytest.mark.processes
 SITES = ("bank-a", "bank-b", "hospital-a", "hospital-b")
@@ -38,13 +38,9 @@ step = {plan.server.step}
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    data = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", 20, "box")
+def federation() -> Iterator[Federation]:
     with Federation() as made:
-        made.init()
-        made.start("server")
-        for site in SITES:
-            made.join(site, data)
+        made.found(*SITES)
         yield made
 
 

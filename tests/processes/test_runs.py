@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes.harness import Federation, until, write_rows
+from tests.processes.harness import Federation, until
 
 pytestmark = pytest.mark.processes
 SITES = ("bank-a", "hospital-a", "hospital-b")
@@ -14,13 +14,9 @@ SLOW = "[local]\nsteps = 200\nbatch_rows = 16\n[adapter]\nsalience = false\n"
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("data")
+def federation() -> Iterator[Federation]:
     with Federation() as made:
-        made.init()
-        made.start("server")
-        for site, topic in zip(SITES, ("vault", "ward", "clinic"), strict=True):
-            made.join(site, write_rows(folder / f"{site}.jsonl", 60, topic))
+        made.found(*SITES, rows=60)
         made.start_all(SITES)
         yield made
 

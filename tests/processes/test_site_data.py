@@ -15,11 +15,9 @@ SECRET = "Mrs Example's diagnosis"
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+def federation() -> Iterator[Federation]:
     with Federation() as made:
-        made.init()
-        made.start("server")
-        made.join(SITE, write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", 30, "ward"))
+        made.found(SITE)
         yield made
 
 

@@ -40,7 +40,7 @@ def identity() -> Iterator[None]:
 def taken_apart(message: fl.Message) -> tuple[str, Contents]:
     """A message's parts by their hashes, as they travel."""
     with fl.no_object_id_recompute():
-        message.metadata.__dict__["_message_id"] = message.object_id
+        fl.name_by_content(message)
         parts = {part_id: part.deflate() for part_id, part in fl.get_all_nested_objects(message).items()}
     return message.metadata.message_id, parts
 
