@@ -34,18 +34,23 @@ def packages(path: Path, **kwargs: bool) -> set[str]:
     return {name.split(".")[0] for name in imported(path, **kwargs)}
 
 
+def room_of(path: Path) -> str:
+    """Such as ``nexus_common``."""
+    return next(room for room, folder in ROOMS.items() if path.is_relative_to(folder))
+
+
 def name(path: Path) -> str:
     """Such as ``nexus_common/layout.py``."""
-    return f"{path.parent.name}/{path.name}"
+    return path.relative_to(ROOMS[room_of(path)]).as_posix()
 
 
 def test_the_rooms_were_found() -> None:
-    assert {path.parent.name for path in MODULES} == set(ROOMS)
+    assert {room_of(path) for path in MODULES} == set(ROOMS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_client_and_server_meet_only_in_common(path: Path) -> None:
-    room = path.parent.name
+    room = room_of(path)
     forbidden = set(ROOMS) - {room} - ({"nexus_common"} if room != "nexus_common" else set())
     assert not packages(path) & forbidden
 
@@ -60,12 +65,12 @@ def test_heavy_packages_stay_in_their_modules(path: Path) -> None:
     if "sentence_transformers" in packages(path):
         assert name(path) == "nexus_client/embed.py"
         assert "sentence_transformers" not in packages(path, top_level_only=True), "it is loaded on a cache miss only"
-    if path.parent.name == "nexus_common" and "torch" in packages(path):
+    if room_of(path) == "nexus_common" and "torch" in packages(path):
         assert name(path) == "nexus_common/adapter.py"
 
 
 def test_the_server_never_reaches_torch_or_a_model() -> None:
-    todo, seen = [path for path in MODULES if path.parent.name == "nexus_server"], set[Path]()
+    todo, seen = [path for path in MODULES if room_of(path) == "nexus_server"], set[Path]()
     while todo:
         path = todo.pop()
         if path in seen:
