@@ -8,9 +8,11 @@ import time
 from nexus_common import certs, rpc
 from nexus_common.disk import remove_unfinished, single_process
 from nexus_common.errors import NexusError
+from nexus_common.journal import Journal
 
 from nexus_client import agent_api as api
 from nexus_client import reports
+from nexus_client.consent import Consent
 from nexus_client.link import Link
 from nexus_client.rounds import SiteRounds
 from nexus_client.site import SiteHome
@@ -30,8 +32,11 @@ class Agent:
         self._lock = single_process(place.state / "agent.lock", f"nexus-client for {place.site}")
         remove_unfinished(place.state)
         self.workspace = Workspace(place, settings, prunes=True)
-        self.rounds = SiteRounds(self.workspace, certs.load_identity(place.keys / "identity.key"))
-        self.link = Link(settings.server, place.keys, self.rounds.handle)
+        identity = certs.load_identity(place.keys / "identity.key")
+        self.consent = Consent(place)
+        self.rounds = SiteRounds(self.workspace, identity, self.consent)
+        self.journal = Journal(self.consent.audit, paced=True)
+        self.link = Link(settings.server, place.keys, self.rounds.handle, self.journal)
         self.place, self._evaluating = place, threading.Lock()
         place.socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
         self._socket = rpc.start_local(self._methods(), api.SERVICE, place.socket)
@@ -51,7 +56,8 @@ class Agent:
 
     def _status(self, _: rpc.Nothing) -> api.StatusReport:
         progress = self.rounds.progress
-        return status(self.place).model_copy(
+        found = status(self.place)
+        return found.model_copy(
             update={
                 "running": True,
                 "connection": self.link.state,
@@ -60,9 +66,25 @@ class Agent:
                 "done": progress.done,
                 "total": progress.total,
                 "last_round_at": progress.last_round_at,
-                "problem": progress.problem,
+                "problem": progress.problem or found.problem,
             }
         )
+
+    def _settle(self, *, now: bool = False) -> None:
+        try:
+            self.journal.settle(now=now)
+        except NexusError as problem:
+            log.error(
+                "%s", problem
+            )  # the counts are kept for the next try; no answer leaves until the log can be written
+
+    def _policy_version(self) -> tuple[int, int] | None:
+        """Changes when the policy's file does."""
+        try:
+            found = self.place.policy_file.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT; a round in work is finished or left to be repeated."""
@@ -72,11 +94,17 @@ class Agent:
         link = threading.Thread(target=self.link.run, name="link", daemon=True)
         link.start()
         log.info("agent of %s is up, server %s", self.place.site, self.link.address)
+        policy = self._policy_version()
         while not stopping.wait(1.0):
+            self._settle()
+            if policy != (policy := self._policy_version()):
+                log.info("policy.toml has changed: the server is told where this site stands now")
+                self.link.renew()
             if not link.is_alive():
                 raise NexusError("the connection's thread ended; its log says why (systemd starts the agent again)")
         log.info("stopping")
         started = time.monotonic()
         self.link.stop()
+        self._settle(now=True)
         self._socket.stop(grace=1).wait(5)
         log.info("stopped in %.1f s", time.monotonic() - started)

@@ -24,6 +24,9 @@ class StatusReport(Body):
     version_at: float | None = None
     last_round_at: float | None = None
     certificate_days_left: int | None = None
+    participation: str | None = None
+    approved: str | None = None
+    proposed: tuple[str, ...] = ()
     problem: str | None = None
 
 

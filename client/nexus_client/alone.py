@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from nexus_common.plan import Plan
+from nexus_common.plan import Recipe
+from nexus_common.versions import StoredAdapter
 
 from nexus_client.judge import chosen_scores
 from nexus_client.train import local_update
-from nexus_client.versions import StoredAdapter
 from nexus_client.workspace import Workspace
 
 OnRound = Callable[[int, int], None]
@@ -25,29 +25,29 @@ def adapter_file(workspace: Workspace) -> Path:
     return workspace.place.state / "alone.safetensors"
 
 
-def default_plan(workspace: Workspace) -> Plan:
+def default_recipe(workspace: Workspace) -> Recipe:
     """The shipped recipe, for a site that takes part in no run."""
-    return Plan(name="alone", sites=(workspace.place.site,), min_cohort=1, base_model=workspace.base_hash)
+    return Recipe(base_model=workspace.base_hash)
 
 
-def train_alone(workspace: Workspace, plan: Plan, on_round: OnRound = lambda *_: None) -> StoredAdapter:
-    """Train ``plan.rounds`` times ``plan.local.steps`` steps and keep the best; a stored one that is current stands.
+def train_alone(workspace: Workspace, recipe: Recipe, on_round: OnRound = lambda *_: None) -> StoredAdapter:
+    """Train ``rounds`` times ``local.steps`` steps and keep the best; a stored one that is current stands.
 
     ``on_round`` hears how many of the rounds are done.
     """
     stored = StoredAdapter.read(adapter_file(workspace))
-    if stored and stored.trained_on == workspace.fingerprint and _recipe(stored.plan) == _recipe(plan):
+    if stored and stored.trained_on == workspace.fingerprint and _same(stored.recipe) == _same(recipe):
         return stored
-    layout = plan.adapter.layout
+    layout = recipe.adapter.layout
     readied = workspace.ready(layout)
-    vector = layout.first_vector(plan.adapter.seed_bytes)
-    rng = np.random.default_rng([plan.adapter.seed, *workspace.place.site.encode()])
+    vector = layout.first_vector(recipe.adapter.seed_bytes)
+    rng = np.random.default_rng([recipe.adapter.seed, *workspace.place.site.encode()])
     best, best_score, waiting = (0, vector), -np.inf, [(0, vector)]
-    for number in range(1, plan.rounds + 1):
-        vector = vector + local_update(layout, vector, readied.tasks, readied.states, plan.local, rng)
+    for number in range(1, recipe.rounds + 1):
+        vector = vector + local_update(layout, vector, readied.tasks, readied.states, recipe.local, rng)
         waiting.append((number, vector))
-        on_round(number, plan.rounds)
-        if len(waiting) < JUDGED_AT_ONCE and number < plan.rounds:
+        on_round(number, recipe.rounds)
+        if len(waiting) < JUDGED_AT_ONCE and number < recipe.rounds:
             continue
         scores = chosen_scores(workspace, layout, [one for _, one in waiting])
         if scores is None:
@@ -55,11 +55,11 @@ def train_alone(workspace: Workspace, plan: Plan, on_round: OnRound = lambda *_:
         elif max(scores) > best_score:
             best, best_score = waiting[int(np.argmax(scores))], max(scores)
         waiting = []
-    kept = StoredAdapter(plan, *best, workspace.fingerprint)
+    kept = StoredAdapter(recipe, *best, workspace.fingerprint)
     kept.write(adapter_file(workspace))
     return kept
 
 
-def _recipe(plan: Plan) -> str:
-    """What of a plan decides how a site trains alone."""
-    return plan.model_dump_json(include={"rounds", "adapter", "local", "base_model"})
+def _same(recipe: Recipe) -> str:
+    """What of a recipe or plan decides how a site trains alone."""
+    return recipe.model_dump_json(include=set(Recipe.model_fields))

@@ -15,11 +15,13 @@ from typing import Final
 
 from cryptography import x509
 from nexus_common.address import split_address
-from nexus_common.errors import NexusError
+from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import PACKAGED_BASE
 
 from nexus_client.agent_api import CheckLine, CheckReport
+from nexus_client.consent import Consent
 from nexus_client.material import texts_of
+from nexus_client.policy import read_policy
 from nexus_client.rows import summary
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import hold_out_warnings
@@ -41,6 +43,7 @@ def check_site(place: SiteHome) -> CheckReport:
     workspace = Workspace(place, settings)
     lines = [_line("settings", "ok", str(place.settings_file))]
     parts: tuple[Callable[[], Iterator[CheckLine]], ...] = (
+        lambda: _policy(place),
         lambda: _base_model(workspace),
         lambda: _data(workspace),
         lambda: _disk(workspace),
@@ -54,6 +57,23 @@ def check_site(place: SiteHome) -> CheckReport:
 
 def _line(name: str, state: str, found: str, remedy: str | None = None) -> CheckLine:
     return CheckLine.model_validate({"name": name, "state": state, "found": found, "remedy": remedy})
+
+
+def _policy(place: SiteHome) -> Iterator[CheckLine]:
+    try:
+        policy, approved = read_policy(place.policy_file), Consent(place).approved()
+    except Refusal as refusal:
+        yield _line("policy", "fault", str(refusal), f"correct {place.policy_file}: until then nothing is allowed")
+        return
+    plan = f"plan {approved.name} is approved" if approved else "no plan is approved yet"
+    yield _line("policy", "ok", f"{place.policy_file}: {policy.participation}, {plan}")
+    if not policy.accept_no_record_privacy and policy.max_epsilon is None:
+        yield _line(
+            "policy",
+            "warning",
+            "only plans with record-level privacy can be approved, and this release cannot train with it yet",
+            "for the data-protection officer to say: accept_no_record_privacy in policy.toml",
+        )
 
 
 def _base_model(workspace: Workspace) -> Iterator[CheckLine]:

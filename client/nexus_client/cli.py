@@ -10,22 +10,21 @@ import typer
 from nexus_common import rpc
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.errors import NexusError
+from nexus_common.plan import read_plan
 from rich.console import Console
 
 from nexus_client import agent_api as api
+from nexus_client import cli_consent
+from nexus_client.cli_consent import place_of
 from nexus_client.site import SiteHome
 
 app = new_app(
     "A site's client. Without a command it runs as the site's agent until it is stopped.",
     "nexus-client --site hospital-a",
+    "join check preview status plan evaluate train dry-run audit pause resume leave",
 )
 AGENT_SECONDS = 3600.0
 SiteOption = Annotated[str | None, typer.Option("--site", help="the site's name, where this machine has several")]
-
-
-def _place(context: typer.Context) -> SiteHome:
-    given = options(context)
-    return SiteHome.find(given.home, given.site)
 
 
 @app.callback(invoke_without_command=True)
@@ -40,7 +39,7 @@ def agent(
     context.obj = Options(home, as_json, site)
     if context.invoked_subcommand is not None:
         return
-    place = _place(context)
+    place = place_of(context)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {place.site} %(levelname)s %(message)s")
     for chatty in ("httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -71,10 +70,10 @@ def join(
         context,
         {"site": place.site, "settings": str(place.settings_file), "state": str(place.state)},
         f"{place.site} is enrolled; its keys were made here and stay in {place.keys}\n"
-        f"{'' if written else f'{place.settings_file} was there and is kept: name address and data in it'}\nnext:\n"
-        f"  {call} check      (after naming your text in {place.settings_file})\n"
-        f"  {call} preview\n"
-        f"  {call}            (the agent)",
+        + ("" if written else f"{place.settings_file} was there and is kept; look at address and data in it\n")
+        + f"what this site allows stands in {place.policy_file}: read it\n"
+        + ("" if data else f"name your text in {place.settings_file}\n")
+        + f"next:\n  {call} check\n  {call} preview\n  {call}            (the agent)",
     )
 
 
@@ -87,7 +86,7 @@ def check(context: typer.Context) -> None:
     """
     from nexus_client.check import check_site  # noqa: PLC0415
 
-    place = _place(context)
+    place = place_of(context)
     report = check_site(place)
     signs = {"ok": "ok", "warning": "WARN", "fault": "FAULT"}
     lines = [
@@ -111,7 +110,7 @@ def preview(
     \b
     Example: nexus-client preview
     """
-    place = _place(context)
+    place = place_of(context)
     request = api.PreviewRequest(rows=rows)
 
     def here() -> api.PreviewReport:
@@ -138,7 +137,7 @@ def status(context: typer.Context) -> None:
     \b
     Example: nexus-client status
     """
-    place = _place(context)
+    place = place_of(context)
 
     def here() -> api.StatusReport:
         from nexus_client import status as found  # noqa: PLC0415
@@ -149,6 +148,9 @@ def status(context: typer.Context) -> None:
     show(context, report.model_dump(), _status_text(report))
 
 
+cli_consent.add_plan_commands(app)
+
+
 @app.command()
 def evaluate(context: typer.Context) -> None:
     """Compare keyword search, base, alone and federated.
@@ -156,7 +158,7 @@ def evaluate(context: typer.Context) -> None:
     \b
     Example: nexus-client evaluate
     """
-    place = _place(context)
+    place = place_of(context)
 
     def here() -> api.EvaluateReport:
         from nexus_client import reports  # noqa: PLC0415
@@ -200,7 +202,7 @@ def train(
         )
     from nexus_client import reports  # noqa: PLC0415
 
-    place, quiet = _place(context), options(context).as_json
+    place, quiet = place_of(context), options(context).as_json
 
     def on_round(number: int, rounds: int) -> None:
         if not quiet:
@@ -209,6 +211,34 @@ def train(
     report = reports.train_local(reports.workspace_of(place), plan, on_round)
     kept = f"kept round {report['round']} of {report['rounds']}, the best on the choosing part of the hold-out"
     show(context, report, f"{kept}; `nexus-client evaluate` shows it as 'alone'")
+
+
+@app.command("dry-run")
+def dry_run_command(
+    context: typer.Context,
+    plan: Annotated[Path, typer.Argument(help="a plan's file")],
+    base: Annotated[
+        Path | None, typer.Option(help="folder of the plan's base model, where not the packaged one")
+    ] = None,
+) -> None:
+    """Measure on public text how far a plan's recipe moves the adapter.
+
+    \b
+    Example: nexus-client dry-run plan.toml
+    """
+    from nexus_client.dry_run import dry_run  # noqa: PLC0415
+
+    with Console(stderr=True).status("training on public text ..."):
+        found = dry_run(read_plan(plan), str(base) if base else None)
+    show(
+        context,
+        found,
+        f"largest norm {found['measured_norm']:.2f}, largest value {found['measured_largest']:.4f}\n"
+        f"proposed: clip_norm = {found['clip_norm']:g} in [local], range = {found['range']:g} in [aggregation]",
+    )
+
+
+cli_consent.add_site_commands(app)
 
 
 def _status_text(report: api.StatusReport) -> str:
@@ -224,8 +254,13 @@ def _status_text(report: api.StatusReport) -> str:
         lines.append(
             f"run {report.run}: version {report.version} of {report.rounds}, received {moment(report.version_at or 0)}"
         )
+    lines.append(f"plan: {report.approved} is approved" if report.approved else "plan: none is approved")
+    if report.participation in ("paused", "left"):
+        lines.append(f"this site has {report.participation}: `nexus-client resume` ends that")
     if report.certificate_days_left is not None:
         lines.append(f"certificate: {report.certificate_days_left} days left")
+    for name in report.proposed:
+        lines.append(f"waits for you: plan {name} is proposed: nexus-client plan show {name}, then plan approve {name}")
     if report.problem:
         lines.append(f"waits for you: {report.problem}")
     return "\n".join(lines)

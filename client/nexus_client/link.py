@@ -1,7 +1,7 @@
 """The site's only connection: outgoing TLS 1.3 to the pinned consortium, Flower's Fleet protocol, own code only.
 
-Asks for work, hands each message to ``handle`` and sends its answer.  Comes back by itself after any outage, with
-growing pauses.  No exception text and no node state leaves the process.
+Asks for work, hands each message to ``handle`` and sends its answer, once that is in the audit log.  Comes back by
+itself after any outage, with growing pauses.  No exception text and no node state leaves the process.
 """
 
 import logging
@@ -17,7 +17,9 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from nexus_common import certs, wire
 from nexus_common import flower as fl
-from nexus_common.errors import Refusal
+from nexus_common.errors import NexusError, Refusal
+from nexus_common.journal import Journal
+from nexus_common.plan import hash_of
 
 from nexus_client import flower as fc
 from nexus_client.tls import tls_context
@@ -33,7 +35,9 @@ Handler = Callable[[wire.Message], wire.Message]
 class FleetLink(fc.FleetHttpClient):
     """Flower's Fleet client on a connection that never follows redirects or proxy variables."""
 
-    def __init__(self, address: str, key: EllipticCurvePrivateKey, context: ssl.SSLContext) -> None:
+    def __init__(
+        self, address: str, key: EllipticCurvePrivateKey, context: ssl.SSLContext, on_request: Callable[[int], None]
+    ) -> None:
         url = f"https://{address}"
         super().__init__(url, interceptors=[fc.NodeAuthHttpInterceptor(key, key.public_key())], verify=context)
         self._client.close()
@@ -41,10 +45,16 @@ class FleetLink(fc.FleetHttpClient):
             verify=context,
             trust_env=False,
             follow_redirects=False,
-            event_hooks={"response": [_bounded]},
+            event_hooks={"request": [lambda request: on_request(_bytes_of(request))], "response": [_bounded]},
             timeout=httpx.Timeout(30.0, connect=5.0),
             limits=httpx.Limits(keepalive_expiry=60.0),
         )
+
+
+def _bytes_of(request: httpx.Request) -> int:
+    """What a request puts on the wire inside of TLS (HTTP/1.1, as h11 writes it)."""
+    first = len(request.method) + len(request.url.raw_path) + len("  HTTP/1.1\r\n")
+    return first + sum(len(n) + len(v) + len(": \r\n") for n, v in request.headers.raw) + 2 + len(request.content)
 
 
 def _bounded(response: httpx.Response) -> None:
@@ -55,15 +65,16 @@ def _bounded(response: httpx.Response) -> None:
 
 
 class Link:
-    """One site's connection; ``state`` says in words how it is."""
+    """One site's connection; ``state`` says in words how it is, ``journal`` takes what leaves."""
 
-    def __init__(self, address: str, keys: Path, handle: Handler) -> None:
+    def __init__(self, address: str, keys: Path, handle: Handler, journal: Journal) -> None:
         key = certs.load_transport_key(keys / "transport.key")
-        self._link = FleetLink(address, key, tls_context(keys))
+        self._journal = journal
+        self._link = FleetLink(address, key, tls_context(keys), journal.request)
         self._public_key = certs.public_pem(key.public_key())
         self._handle = handle
         self._node: Any = None
-        self._stop = threading.Event()
+        self._stop, self._renewed = threading.Event(), threading.Event()
         self.address = address
         self.state = "connecting"
         self.last_contact: float | None = None
@@ -81,14 +92,27 @@ class Link:
             except Exception as problem:
                 if self._stop.is_set():
                     return
+                if self._renewed.is_set():  # this thread's question ended because ``renew`` began a new session
+                    self._renewed.clear()
+                    continue
                 # The server is away, restarted (our old node id is unknown there) or refuses us.
                 self._node = None
                 self.state = _in_words(problem, self.address)
                 log.warning("%s; again in %.1f s", self.state, pause)
-                if not isinstance(problem, httpx.HTTPError | fl.ObjectPushError | ValueError | Refusal):
+                if not isinstance(problem, httpx.HTTPError | fl.ObjectPushError | ValueError | NexusError):
                     log.error("this was not expected", exc_info=problem)
                 self._stop.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311  jitter, not a secret
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def renew(self) -> None:
+        """Begin a new session, from another thread: the server gives up what is in work here and asks anew."""
+        if self._node is None:
+            return  # the next connection is a new session anyway
+        self._renewed.set()
+        try:
+            self._connect()
+        except (httpx.HTTPError, ValueError) as problem:
+            log.info("no new session yet: %s", type(problem).__name__)
 
     def stop(self) -> None:
         """End ``run`` after the message in work; say good-bye where that is possible."""
@@ -135,14 +159,17 @@ class Link:
         except fl.ObjectPullError:
             log.info("the server withdrew a message")
             return
+        asks: wire.Message | None = None
         try:
-            made = self._handle(wire.decode(fl.parcel_of(instruction)))
+            asks = wire.decode(fl.parcel_of(instruction))
+            made = self._handle(asks)
         except Refusal as refusal:
             log.warning("refused: %s", refusal)
             made = wire.Refused(refusal.code)
         except Exception:
             log.exception("a message could not be worked on; its text stays here")
             made = wire.Refused("site-failed")
+        self._journal.message(made, **_subject(asks), recipient=self.address)
         self._push(fl.reply(wire.encode(made), instruction))
 
     def _pull(self, outer: Any, tree: Any) -> Any:
@@ -178,8 +205,19 @@ class Link:
             fl.push_objects(objects, push, object_ids_to_push=set(answer.objects_to_push))
 
 
+def _subject(asks: wire.Message | None) -> dict[str, str | int]:
+    """Which plan and round a message is about."""
+    if isinstance(asks, wire.Propose | wire.Prepare):
+        return {"plan": hash_of(asks.plan).hex()}
+    if isinstance(asks, wire.TrainRound | wire.Deliver):
+        return {"plan": asks.run.hex(), "round": asks.round}
+    return {}
+
+
 def _in_words(problem: Exception, address: str) -> str:
     """What went wrong with the connection, with the remedy where one is known."""
+    if isinstance(problem, NexusError):
+        return str(problem)
     if isinstance(problem, httpx.HTTPStatusError):
         code = problem.response.status_code
         if code == 401:

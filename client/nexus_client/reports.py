@@ -4,15 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nexus_common.layout import Layout, Vector
-from nexus_common.plan import Plan, read_plan
+from nexus_common.plan import Recipe, read_plan
+from nexus_common.versions import StoredAdapter
 
 from nexus_client.agent_api import EvaluateReport, PreviewReport
-from nexus_client.alone import default_plan, train_alone
+from nexus_client.alone import default_recipe, train_alone
 from nexus_client.judge import judge
 from nexus_client.rows import Pair, Row, Scored, Utterance
 from nexus_client.site import SiteHome
 from nexus_client.split import hold_out_warnings, side
-from nexus_client.versions import StoredAdapter, federated_file
 from nexus_client.workspace import Workspace
 
 SHOWN_CHARACTERS = 200
@@ -54,12 +54,12 @@ def _shown(row: Row) -> dict[str, str]:
 
 def evaluate(workspace: Workspace) -> EvaluateReport:
     """Keyword search, base, alone and federated on the part of the hold-out that is only there to judge by."""
-    federated = StoredAdapter.read(federated_file(workspace.place.state))
+    federated = StoredAdapter.read(workspace.place.federated_file)
     adapters: dict[str, tuple[Layout, Vector]] = {}
     warnings = hold_out_warnings(workspace.material)
     if workspace.material.train:
-        alone = train_alone(workspace, federated.plan if federated else default_plan(workspace))
-        adapters["alone"] = (alone.plan.adapter.layout, alone.vector)
+        alone = train_alone(workspace, federated.plan if federated else default_recipe(workspace))
+        adapters["alone"] = (alone.recipe.adapter.layout, alone.vector)
     if federated and federated.plan.base_model == workspace.base_hash:
         adapters["federated"] = (federated.plan.adapter.layout, federated.vector)
     elif federated:
@@ -80,8 +80,8 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
 
 
 def train_local(workspace: Workspace, plan: Path | None, on_round: Callable[[int, int], None]) -> dict[str, object]:
-    """Train on this site alone; the recipe is that of a run description, of the run in use, or the shipped one."""
-    federated = StoredAdapter.read(federated_file(workspace.place.state))
-    recipe: Plan = read_plan(plan) if plan else federated.plan if federated else default_plan(workspace)
+    """Train on this site alone; the recipe is that of a plan, of the run in use, or the shipped one."""
+    federated = StoredAdapter.read(workspace.place.federated_file)
+    recipe: Recipe = read_plan(plan) if plan else federated.plan if federated else default_recipe(workspace)
     kept = train_alone(workspace, recipe, on_round)
-    return {"site": workspace.place.site, "round": kept.number, "rounds": kept.plan.rounds}
+    return {"site": workspace.place.site, "round": kept.number, "rounds": kept.recipe.rounds}

@@ -1,5 +1,7 @@
 """A site's part in a run: typed message in, typed message out; no network, no Flower.
 
+Every answer asks the site's policy first: nothing is prepared, trained or sent for a plan that its people have not
+approved.
 Embedding happens before the site says ``ready``, in a thread of its own, never inside a round.  All sites take the same
 fixed number of steps.  An update that was made for a model is kept and sent again, never trained twice.
 """
@@ -14,11 +16,12 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_common import wire
 from nexus_common.errors import NexusError, Refusal
-from nexus_common.plan import Plan, plan_from_wire
+from nexus_common.plan import Plan
+from nexus_common.versions import StoredAdapter, vector_hash
 
 from nexus_client.cache import NotCached
+from nexus_client.consent import Consent
 from nexus_client.train import local_update, warm_up
-from nexus_client.versions import StoredAdapter, federated_file
 from nexus_client.workspace import Readied, Workspace
 
 log = logging.getLogger(__name__)
@@ -40,8 +43,8 @@ class Progress:
 class SiteRounds:
     """Answers the server's messages for one site."""
 
-    def __init__(self, workspace: Workspace, identity: Ed25519PrivateKey) -> None:
-        self.workspace, self.identity = workspace, identity
+    def __init__(self, workspace: Workspace, identity: Ed25519PrivateKey, consent: Consent) -> None:
+        self.workspace, self.identity, self.consent = workspace, identity, consent
         self.progress = Progress()
         self._plan: Plan | None = None
         self._readied: Readied | None = None
@@ -49,6 +52,7 @@ class SiteRounds:
         self._preparing: threading.Thread | None = None
         self._made: tuple[bytes, wire.Update] | None = None  # the newest model trained on, and the update
         self._answers: dict[type, Callable[..., wire.Message]] = {
+            wire.Propose: self._propose,
             wire.Prepare: self._prepare,
             wire.TrainRound: self._train,
             wire.Deliver: self._deliver,
@@ -61,10 +65,15 @@ class SiteRounds:
             raise Refusal("unknown-message", f"{type(message).__name__} is not for a site")
         return answer(message)
 
+    def _propose(self, message: wire.Propose) -> wire.Message:
+        plan = self.consent.offer(message.plan)
+        return wire.signed_standing(self.identity, plan.hash, self.workspace.place.site, *self.consent.standing(plan))
+
     def _prepare(self, message: wire.Prepare) -> wire.Message:
-        plan = plan_from_wire(message.plan)
+        plan = self.consent.offer(message.plan)
+        self.consent.require(plan)
         if self._plan is None or plan.hash != self._plan.hash:
-            self.workspace.check_plan(plan)
+            self.workspace.check_base(plan)
             if self._preparing is not None and self._preparing.is_alive():
                 return wire.Readiness(wire.PREPARING)  # first finish what was begun for another run
             self._plan, self._readied, self._refusal = plan, None, None
@@ -82,6 +91,7 @@ class SiteRounds:
         log.info("preparing for run %s", plan.name)
         self.progress = Progress("preparing", run=plan.name)
         try:
+            self._require_rows()
             readied = self.workspace.ready(plan.adapter.layout, self._on_embedded)
             warm_up()
             self._readied = readied
@@ -96,6 +106,11 @@ class SiteRounds:
             self._refusal = Refusal("site-failed")
             self.progress = Progress("failed", run=plan.name, problem=f"{type(fault).__name__}; see the log")
 
+    def _require_rows(self) -> None:
+        found, least = self.workspace.material.rows.train, self.consent.policy.min_rows
+        if found < least:
+            raise Refusal("too-few-rows", f"{found} training rows, policy.toml wants min_rows = {least}")
+
     def _on_embedded(self, done: int, total: int) -> None:
         self.progress = Progress("preparing", done, total, self.progress.run)
         if done == total or done % 256 < 32:
@@ -108,15 +123,19 @@ class SiteRounds:
 
     def _train(self, message: wire.TrainRound) -> wire.Message:
         plan = self._current(message.run)
+        self.consent.require(plan)
         readied = self._readied
         if readied is None:
             raise Refusal("not-ready")
         layout, number = plan.adapter.layout, message.round + 1
         vector = wire.unpack(message.vector, layout)
+        if message.round == 0:
+            _check_first(plan, message.vector)
         model = wire.model_hash(plan.hash, layout, message.round, message.vector)
         if self._made is not None and self._made[0] == model:
             return self._made[1]
-        self._store(StoredAdapter(plan, message.round, vector))
+        if message.use:
+            self._store(StoredAdapter(plan, message.round, vector))
         started = time.monotonic()
         self.progress = Progress("training", 0, plan.local.steps, plan.name, number)
         try:
@@ -133,6 +152,7 @@ class SiteRounds:
             log.warning("%s", problem)
             self._readied = None
             raise Refusal("not-ready") from None
+        self.consent.require(plan)  # consent may have been withdrawn meanwhile
         data = wire.pack(update)
         answer = wire.signed_update(self.identity, plan.hash, message.round, self.workspace.place.site, model, data)
         self._made = (model, answer)
@@ -150,11 +170,27 @@ class SiteRounds:
         return np.random.default_rng([int.from_bytes(model[:8], "little"), *self.workspace.place.site.encode()])
 
     def _deliver(self, message: wire.Deliver) -> wire.Message:
-        plan = self._current(message.run)
+        """Take a version for use.  An earlier one than is here may always replace it: so a version is called back."""
+        plan, there = self.consent.plan(message.run), StoredAdapter.read(self.workspace.place.federated_file)
+        if there is None or there.plan.hash != plan.hash or message.round > there.number:
+            self.consent.require(plan)
         vector = wire.unpack(message.vector, plan.adapter.layout)
         self._store(StoredAdapter(plan, message.round, vector))
         log.info("version %d of run %s received", message.round, plan.name)
         return wire.Received(wire.model_hash(plan.hash, plan.adapter.layout, message.round, message.vector))
 
     def _store(self, version: StoredAdapter) -> None:
-        version.write(federated_file(self.workspace.place.state))
+        digest, plan = vector_hash(wire.pack(version.vector)), version.plan.hash.hex()
+        self.consent.audit.append("version accepted", plan=plan, version=version.number, sha256=digest)
+        version.write(self.workspace.place.federated_file)
+
+
+def _check_first(plan: Plan, vector: bytes) -> None:
+    """Refuse a first version other than the one that the plan fixes: nobody chooses where training begins."""
+    origin = plan.origin
+    if origin is None:
+        fixed: str | None = vector_hash(wire.pack(plan.adapter.layout.first_vector(plan.adapter.seed_bytes)))
+    else:
+        fixed = origin.vector  # None: the newest of the plan before, whichever that was
+    if fixed is not None and vector_hash(vector) != fixed:
+        raise Refusal("wrong-context", f"the first version of run {plan.name} is not the one that its plan fixes")

@@ -79,6 +79,21 @@ class SiteHome:
         return self.settings_folder / "site.toml"
 
     @property
+    def policy_file(self) -> Path:
+        """``policy.toml``."""
+        return self.settings_folder / "policy.toml"
+
+    @property
+    def audit_file(self) -> Path:
+        """The audit log."""
+        return self.state / "audit.jsonl"
+
+    @property
+    def federated_file(self) -> Path:
+        """The version that the server sent for use."""
+        return self.state / "federated.safetensors"
+
+    @property
     def keys(self) -> Path:
         """Keys and certificates."""
         return self.state / "keys"

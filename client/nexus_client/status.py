@@ -1,21 +1,25 @@
 """What a site knows of itself without loading torch: version in use and certificate."""
 
 import time
+from typing import Any
 
 from cryptography import x509
+from nexus_common.errors import Refusal
+from nexus_common.versions import StoredAdapter
 
 from nexus_client.agent_api import StatusReport
+from nexus_client.consent import Consent
 from nexus_client.site import SiteHome
-from nexus_client.versions import StoredAdapter, federated_file
 
 
 def status(place: SiteHome) -> StatusReport:
     """The part of ``status`` that is on disk."""
-    settings, version = place.settings(), StoredAdapter.read(federated_file(place.state))
+    settings, version = place.settings(), StoredAdapter.read(place.federated_file)
     days = None
     if (path := place.keys / "site.crt").exists():
         expires = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
         days = int((expires - time.time()) // 86_400)
+    standing = _standing(Consent(place))
     return StatusReport(
         site=place.site,
         server=settings.server,
@@ -23,5 +27,20 @@ def status(place: SiteHome) -> StatusReport:
         run=version.plan.name if version else None,
         version=version.number if version else None,
         rounds=version.plan.rounds if version else None,
-        version_at=federated_file(place.state).stat().st_mtime if version else None,
+        version_at=place.federated_file.stat().st_mtime if version else None,
+        **standing,
     )
+
+
+def _standing(consent: Consent) -> dict[str, Any]:
+    """What the policy says, and which plans wait for a person."""
+    try:
+        policy, approved = consent.policy, consent.approved()
+    except Refusal as refusal:
+        return {"problem": str(refusal)}
+    known = {*policy.approved_plans, *policy.withdrawn_plans}
+    return {
+        "participation": policy.participation,
+        "approved": approved.name if approved else None,
+        "proposed": tuple(plan.name for plan in consent.proposals() if plan.hash.hex() not in known),
+    }

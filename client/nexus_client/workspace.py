@@ -15,14 +15,15 @@ from typing import Final
 import numpy as np
 import torch
 from nexus_common.adapter import DendriticAdapter
+from nexus_common.base_model import base_hash
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import WIDTH, Layout, Vector
-from nexus_common.plan import Plan
+from nexus_common.plan import Recipe
 from numpy.typing import NDArray
 
 from nexus_client.cache import Cache
 from nexus_client.data import SiteRows, read_rows
-from nexus_client.embed import CachedStates, Encoder, Progress, base_hash, default_base
+from nexus_client.embed import CachedStates, Encoder, Progress, default_base
 from nexus_client.material import Ids, RankingTask, Task, size
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import Material, build_material
@@ -82,14 +83,12 @@ class Workspace:
         parts = [self.rows.fingerprint, self.settings.holdout_share, self.base_hash, self.settings.salience_rows]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def check_plan(self, plan: Plan) -> None:
-        """Refuse a run that cannot be this site's."""
-        if self.place.site not in plan.sites:
-            raise Refusal("wrong-context", f"run {plan.name} is for {', '.join(plan.sites)}, not for {self.place.site}")
-        if plan.base_model != self.base_hash:
+    def check_base(self, recipe: Recipe) -> None:
+        """Refuse a recipe over another base model than this site's."""
+        if recipe.base_model != self.base_hash:
             raise Refusal(
                 "unknown-base-model",
-                f"run {plan.name} names base {plan.base_model[:12]}…, this site has "
+                f"the plan names base {recipe.base_model[:12]}…, this site has "
                 f"{self.base_hash[:12]}… ({self.base_folder}); set base_model in site.toml",
             )
 

@@ -30,8 +30,17 @@ class Options:
     site: str | None = None
 
 
+typer.core.HAS_RICH = False  # where rich prints no help, typer would still escape "[required]" for it
+
+
 class AnywhereOptions(typer.core.TyperGroup):
-    """A group whose own options may also stand behind the command's name, and whose commands keep their order."""
+    """A group whose own options may also stand behind the command's name, and whose commands keep a given order."""
+
+    order: tuple[str, ...] = ()
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In ``order``; typer puts groups behind all commands."""
+        return sorted(super().list_commands(ctx), key=self.order.index)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Move ``--home X``, ``--site X`` and ``--json`` to the front."""
@@ -50,10 +59,10 @@ class AnywhereOptions(typer.core.TyperGroup):
         return super().parse_args(ctx, front + rest)
 
 
-def new_app(what: str, example: str) -> typer.Typer:
-    """A program's commands; without one it runs (``callback(invoke_without_command=True)``)."""
+def new_app(what: str, example: str, order: str) -> typer.Typer:
+    """A program's commands, listed in ``order``; without one it runs (``callback(invoke_without_command=True)``)."""
     return typer.Typer(
-        cls=AnywhereOptions,
+        cls=type("Program", (AnywhereOptions,), {"order": tuple(order.split())}),
         no_args_is_help=False,
         add_completion=False,
         rich_markup_mode=None,

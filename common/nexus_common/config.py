@@ -27,11 +27,15 @@ S = TypeVar("S", bound=BaseModel)
 
 def parse_toml(kind: type[S], text: str, where: str) -> S:
     """Parse and validate; raises NexusError that lists every fault with its key."""
+    return validate(kind, parse_table(text, where), where)
+
+
+def parse_table(text: str, where: str) -> dict[str, Any]:
+    """TOML as it stands, not validated; NexusError where it is none."""
     try:
-        found = tomllib.loads(text)
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as problem:  # TOMLDecodeError, and what tomllib lets through
         raise NexusError(f"{where}: not valid TOML: {problem}") from None
-    return validate(kind, found, where)
 
 
 def validate(kind: type[S], found: dict[str, Any], where: str) -> S:

@@ -104,7 +104,12 @@ MAX_PARTS: Final = 16  # objects in one message: five of structure, the rest chu
 LEASE_SECONDS: Final = 10  # heartbeat interval announced to Flower, its smallest
 HEARTBEAT_SECONDS: Final = 3.0
 HOLD_SECONDS: Final = 15.0  # how long the server holds an idle site's question for work
-_MESSAGE_TYPES: Final = {"train": "train.round", "prepare": "query.prepare", "deliver": "query.deliver"}
+_MESSAGE_TYPES: Final = {
+    "train": "train.round",
+    "propose": "query.propose",
+    "prepare": "query.prepare",
+    "deliver": "query.deliver",
+}
 
 
 def content_of(parcel: Parcel) -> RecordDict:

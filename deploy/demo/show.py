@@ -22,6 +22,13 @@ def step(text: str) -> None:
     console.print(f"- {text}")
 
 
+def words(of_sites: list[list[str]]) -> None:
+    """The plan's words, as the sites read them out."""
+    same = all(one == of_sites[0] for one in of_sites)
+    console.print(f"    {' '.join(of_sites[0])}")
+    console.print(f"    {len(of_sites)} of {len(of_sites)} sites read these" if same else "    the sites' words DIFFER")
+
+
 def round_done(status: dict[str, Any], number: int) -> None:
     """A round's line."""
     seconds = status["round_seconds"][number - 1]
@@ -86,6 +93,7 @@ def everything(
     examples(reports)
     console.print(
         f"\nsent by each site a round: {result['bytes_up_per_site_round']:,} bytes: the change of the adapter\n"
+        f"{_accounted(result['audit'])}\n"
         f"connections elsewhere: {len(elsewhere)}\n"
         f"{result['rounds']} rounds, median {result['round_seconds_median']} s; the whole demo "
         f"{result['seconds_install_excluded']} s; figures in {_near(home)}/summary.json"
@@ -99,9 +107,18 @@ def everything(
         f"\nTry next:\n  {client} --home {_near(home)}/sites --site hospital-a preview\n"
         f"  {client} --home {_near(home)}/sites --site hospital-a evaluate\n"
         f"  {server} &\n  {server} models\n"
-        f"  {client} --home {_near(home)}/sites --site hospital-a check",
+        f"  {client} --home {_near(home)}/sites --site hospital-a check\n"
+        f"  {client} --home {_near(home)}/sites --site hospital-a plan show --html plan.html\n"
+        f"  {client} --home {_near(home)}/sites --site hospital-a audit",
         markup=False,
     )
+
+
+def _accounted(logs: list[dict[str, Any]]) -> str:
+    """Whether the sites' audit logs name every byte that the server received."""
+    logged, counted = (sum(log[key] for log in logs) for key in ("bytes_logged", "bytes_counted"))
+    lines = sum(log["lines"] for log in logs)
+    return f"audit logs of the sites: {lines} lines, {logged:,} bytes logged as sent, {counted:,} counted at the server"
 
 
 def _near(path: Path) -> str:

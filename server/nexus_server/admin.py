@@ -1,26 +1,18 @@
 """Administration over a Unix socket in the state folder: what ``nexus-server`` commands ask of the running server."""
 
 import time
+from collections.abc import Mapping
 
-from nexus_common.config import nearest
+from nexus_common.audit import AuditLog
 from nexus_common.errors import NexusError
-from nexus_common.plan import parse_plan
 from nexus_common.rpc import Method, Nothing
 
-from nexus_server.admin_api import (
-    InviteLine,
-    PlanText,
-    RunName,
-    SiteLine,
-    SiteList,
-    SiteName,
-    Status,
-    VersionLine,
-    VersionList,
-)
+from nexus_server import admin_api as api
+from nexus_server.admin_models import ModelAdministration
+from nexus_server.admin_plans import PlanAdministration
 from nexus_server.ca import Enrolment
 from nexus_server.exchange import Exchange
-from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
+from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, WITHDRAWN, Run
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
 
@@ -28,83 +20,103 @@ from nexus_server.rounds import Conductor
 class Administration:
     """The methods behind the socket."""
 
-    def __init__(self, registry: Registry, enrolment: Enrolment, conductor: Conductor, exchange: Exchange) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        enrolment: Enrolment,
+        conductor: Conductor,
+        exchange: Exchange,
+        audit: AuditLog,
+        received: Mapping[bytes, int],
+    ) -> None:
         self.registry, self.enrolment, self.conductor, self.exchange = registry, enrolment, conductor, exchange
+        self._received = received
+        self.plans = PlanAdministration(registry, conductor, audit)
+        self.models = ModelAdministration(registry, conductor, audit)
 
     def methods(self) -> dict[str, Method]:  # type: ignore[type-arg]
         """The table of calls."""
         return {
-            "invite": Method(SiteName, InviteLine, self.invite),
-            "sites": Method(Nothing, SiteList, self.sites),
-            "train": Method(PlanText, Status, self.train),
-            "stop": Method(RunName, Status, self.stop),
-            "status": Method(Nothing, Status, self.status),
-            "models": Method(Nothing, VersionList, self.models),
+            **self.plans.methods(),
+            **self.models.methods(),
+            "invite": Method(api.InviteRequest, api.InviteLine, self.invite),
+            "sites": Method(Nothing, api.SiteList, self.sites),
+            "train": Method(api.PlanText, api.Status, self.train),
+            "stop": Method(api.RunName, api.Status, self.stop),
+            "status": Method(Nothing, api.Status, self.status),
         }
 
-    def invite(self, request: SiteName) -> InviteLine:
+    def invite(self, request: api.InviteRequest) -> api.InviteLine:
         """Open an invitation."""
-        invite = self.enrolment.invite(request.site)
+        invite = self.enrolment.invite(request.site, request.controller, request.contact)
         settings = self.enrolment.settings
         expires = max(row.expires for row in self.registry.invitations() if row.site == request.site)
-        return InviteLine(
+        return api.InviteLine(
             line=invite.line, expires=expires, enrol_address=settings.enrol_address, address=settings.address
         )
 
-    def sites(self, _: Nothing) -> SiteList:
+    def sites(self, _: Nothing) -> api.SiteList:
         """Enrolled and invited sites."""
         alive, rows = self.exchange.alive(), self.registry.sites()
+        newest = [*(one.plan for one in self.registry.proposals()), *(run.plan for run in self.registry.all_runs()[:1])]
+        standing = {
+            one.site: f"{plan.name}: {one.state}" + (f" ({one.code})" if one.code else "")
+            for plan in reversed(newest)
+            for one in self.registry.standings(plan)
+        }
         lines = [
-            SiteLine(
+            api.SiteLine(
                 site=row.name,
                 connected=row.name in alive,
                 last_seen=row.last_seen,
                 certificate_days_left=int((row.expires - time.time()) // 86_400),
                 readiness=row.readiness if row.name in alive else None,
+                standing=standing.get(row.name),
+                bytes_received=self._received.get(row.key_hash, 0),
             )
             for row in rows
         ]
         enrolled = {row.name for row in rows}
-        return SiteList(sites=lines, invited=[s for s in self.registry.open_invitations() if s not in enrolled])
+        return api.SiteList(sites=lines, invited=[s for s in self.registry.open_invitations() if s not in enrolled])
 
-    def train(self, request: PlanText) -> Status:
-        """Start a run, or take a stopped one up again."""
-        plan = parse_plan(request.text, request.where)
-        enrolled = [row.name for row in self.registry.sites()]
-        if unknown := [site for site in plan.sites if site not in enrolled]:
-            hint = nearest(unknown[0], enrolled)
+    def train(self, request: api.PlanText) -> api.Status:
+        """Start a run once its sites have approved the plan, or take a stopped one up again."""
+        plan = self.plans.checked(request)
+        active, known = self.registry.active_run(), self.registry.run(plan.name)
+        follows = active is not None and plan.origin is not None and plan.origin.plan == active.plan.hash.hex()
+        if active and active.plan.name != plan.name and not (follows and known is None):
             raise NexusError(
-                f"{request.where}: not enrolled: {', '.join(unknown)}{hint}; enrolled are "
-                f"{', '.join(enrolled) or 'none'} (`nexus-server invite SITE`)"
-            )
-        active = self.registry.active_run()
-        if active and active.plan.name != plan.name:
-            raise NexusError(
-                f"run {active.plan.name} is in progress (round {active.round} of {active.plan.rounds}); "
+                f"run {active.plan.name} is in progress (round {active.done} of {active.plan.rounds}); "
                 f"`nexus-server stop {active.plan.name}` ends it after its round"
             )
-        known = self.registry.run(plan.name)
         if known is None:
-            first = plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
-            self.registry.create_run(plan, first)
-        elif known.plan.hash != plan.hash:
-            raise NexusError(
-                f"run {plan.name} exists with other settings ({_differences(known, request)}); give the "
-                "new one another name"
-            )
-        elif known.state in (STOPPED, STOPPING):
+            self.plans.put(plan, wanted=True)
+            return self.status(Nothing())
+        self._check_resumable(known)
+        if known.state in (STOPPED, STOPPING):
             self.registry.set_state(plan.name, RUNNING, expected=known.state)
-        elif known.state == FINISHED:
-            raise NexusError(
-                f"run {plan.name} is finished: {known.round} rounds; `nexus-server models` lists its "
-                "versions; give a new run another name"
-            )
         self.conductor.wake()
         return self.status(Nothing())
 
-    def stop(self, request: RunName) -> Status:
-        """End the active run after the round in progress."""
+    def _check_resumable(self, run: Run) -> None:
+        name = run.plan.name
+        if run.state == FINISHED:
+            raise NexusError(
+                f"run {name} is finished: {run.done} rounds; `nexus-server plan new NAME --from {name} --rounds N` "
+                "writes a plan that continues it"
+            )
+        if self.registry.versions(name)[-1].state == WITHDRAWN:
+            raise NexusError(
+                f"the newest version of run {name} is withdrawn, so it cannot go on; `nexus-server plan new NAME "
+                f"--from {name} --from-version V` writes a plan that begins before that"
+            )
+
+    def stop(self, request: api.RunName) -> api.Status:
+        """End the active run after the round in progress, or take back a plan that waits for approvals."""
         active = self.registry.active_run()
+        if any(one.plan.name == request.run for one in self.registry.proposals()):
+            self.registry.forget_proposal(request.run)
+            return self.status(Nothing())
         if active is None or active.plan.name != request.run:
             running = f"{active.plan.name} is" if active else "none is"
             raise NexusError(f"run {request.run!r} is not in progress; {running}")
@@ -112,49 +124,31 @@ class Administration:
         self.conductor.wake()
         return self.status(Nothing())
 
-    def status(self, _: Nothing) -> Status:
-        """What runs now, else what ran last."""
+    def status(self, _: Nothing) -> api.Status:
+        """What runs now, else what ran last, and what waits for approvals."""
+        wanted = next((one.plan for one in self.registry.proposals() if one.wanted), None)
+        waits = {"wanted": wanted.name, "approvals_missing": self.conductor.approvals.lacking(wanted)} if wanted else {}
         connected, run = sorted(self.exchange.alive()), self.registry.active_run() or self.registry.last_run()
         if run is None:
-            return Status(connected=tuple(connected))
-        rounds = [v for v in self.registry.versions(run.plan.name) if v.number > 0]
-        measured = [v.bytes_up / len(v.cohort) for v in rounds if v.bytes_up is not None and v.cohort]
+            return api.Status(connected=tuple(connected), **waits)
+        rounds = [v for v in self.registry.versions(run.plan.name) if v.cohort]
+        measured = [v.bytes_up / len(v.cohort) for v in rounds if v.bytes_up is not None]
         phase = self.conductor.phase
-        return Status(
+        return api.Status(
             run=run.plan.name,
             state=run.state,
-            round=run.round,
+            round=run.done,
             rounds=run.plan.rounds,
             phase=phase.name,
             phase_since=phase.since,
             missing=phase.missing,
-            min_cohort=run.plan.min_cohort,
+            quorum=run.plan.quorum,
+            sites=len(run.plan.sites),
+            in_use=self.registry.in_use(run.plan.name),
             cohort=rounds[-1].cohort if rounds else (),
             failed_rounds=self.registry.failed_rounds(run.plan.name),
             round_seconds=tuple(v.seconds for v in rounds if v.seconds is not None)[-1000:],
             bytes_up_per_site_round=round(sum(measured) / len(measured)) if measured else None,
             connected=tuple(connected),
+            **waits,
         )
-
-    def models(self, _: Nothing) -> VersionList:
-        """All versions."""
-        return VersionList(
-            versions=[
-                VersionLine(
-                    run=v.run,
-                    number=v.number,
-                    hash=v.hash,
-                    cohort=list(v.cohort),
-                    created=v.created,
-                    seconds=v.seconds,
-                    bytes_up=v.bytes_up,
-                )
-                for v in self.registry.versions()
-            ]
-        )
-
-
-def _differences(known: Run, request: PlanText) -> str:
-    """Which top-level settings differ."""
-    old, new = known.plan.model_dump(), parse_plan(request.text, request.where).model_dump()
-    return ", ".join(key for key in new if new[key] != old[key])

@@ -7,10 +7,12 @@ from nexus_common.rpc import Body
 SERVICE: Final = "nexus.ServerAdmin"
 
 
-class SiteName(Body):
-    """A site."""
+class InviteRequest(Body):
+    """A site to invite, and who answers for its data in plans."""
 
     site: str
+    controller: str = ""
+    contact: str = ""
 
 
 class RunName(Body):
@@ -20,10 +22,78 @@ class RunName(Body):
 
 
 class PlanText(Body):
-    """A run description as it stands in its file."""
+    """A plan as it stands in its file ``where``, or only the name of one that the server knows."""
+
+    text: str | None
+    where: str
+
+
+class NewPlan(Body):
+    """What a new plan is made of: all enrolled sites, or an earlier plan with changes."""
+
+    name: str
+    purpose: str = ""
+    end_date: str = ""
+    rounds: int | None = None
+    min_cohort: int | None = None
+    hours: str | None = None
+    base_model: str | None = None
+    recipe: str = ""  # TOML: [adapter], [local], [server], [aggregation], [privacy] or single settings
+    start: str | None = None
+    clip_norm: float | None = None
+    range: float | None = None
+    origin: str | None = None  # name of the plan that it follows
+    add: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    version: int | None = None
+
+
+class PlanDraft(Body):
+    """A plan's file for the coordinator to complete, what to know about it, and the bounds it has."""
 
     text: str
-    where: str
+    notes: list[str]
+    clip_norm: float
+    range: float
+
+
+class PlanStanding(Body):
+    """A plan, and where its sites stand; ``code`` is what a site's policy objects to."""
+
+    class Site(Body):
+        """One site's answer, ``unasked`` before there is one."""
+
+        site: str
+        state: str
+        code: str
+        at: float | None
+
+    plan: str
+    hash: str
+    became: str  # proposed, wanted, or the state of its run
+    canonical: str
+    sites: list[Site]
+
+
+class PlanList(Body):
+    """All plans, the newest first."""
+
+    plans: list[PlanStanding]
+
+
+class Rollback(Body):
+    """Go back to a version of a run; without a name the newest run."""
+
+    run: str | None
+    version: int
+
+
+class Withdrawal(Body):
+    """Take versions of a run out of use."""
+
+    run: str | None
+    first: int
+    last: int
 
 
 class InviteLine(Body):
@@ -36,13 +106,15 @@ class InviteLine(Body):
 
 
 class SiteLine(Body):
-    """One enrolled site."""
+    """One enrolled site; ``bytes_received`` inside of TLS, since the server started."""
 
     site: str
     connected: bool
     last_seen: float | None
     certificate_days_left: int
     readiness: str | None
+    standing: str | None = None
+    bytes_received: int = 0
 
 
 class SiteList(Body):
@@ -62,7 +134,11 @@ class Status(Body):
     phase: str = "idle"
     phase_since: float = 0.0
     missing: tuple[str, ...] = ()
-    min_cohort: int = 0
+    quorum: int = 0
+    sites: int = 0
+    in_use: int | None = None
+    wanted: str | None = None
+    approvals_missing: tuple[str, ...] = ()
     cohort: tuple[str, ...] = ()
     failed_rounds: int = 0
     round_seconds: tuple[float, ...] = ()
@@ -80,6 +156,7 @@ class VersionLine(Body):
     created: float
     seconds: float | None
     bytes_up: int | None
+    state: str
 
 
 class VersionList(Body):

@@ -1,6 +1,5 @@
 """The running server: registry, Flower grid, public door, enrolment, administration, and the thread of the rounds."""
 
-import collections
 import logging
 import resource
 import signal
@@ -11,18 +10,20 @@ from typing import Final
 
 from nexus_common import rpc
 from nexus_common.address import split_address
+from nexus_common.audit import AuditLog
 from nexus_common.disk import single_process
+from nexus_common.journal import Journal
 
 from nexus_server.admin import Administration
 from nexus_server.admin_api import SERVICE
 from nexus_server.ca import CertificateAuthority, CertificateFiles, Enrolment
-from nexus_server.door import make_app, open_door, tls_context
+from nexus_server.door import SiteConnection, make_app, open_door, tls_context
 from nexus_server.exchange import GridExchange
 from nexus_server.gate import KnownSite
 from nexus_server.grid import LocalGrid
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
-from nexus_server.settings import admin_socket, read_settings
+from nexus_server.settings import admin_socket, audit_file, read_settings
 
 log = logging.getLogger(__name__)
 STOP_WITHIN_SECONDS: Final = 5.0
@@ -40,19 +41,22 @@ class Server:
         files = CertificateFiles(home / "keys")
         authority = CertificateAuthority(files)
         authority.ensure_server_certificate(certificate_hosts(self.settings.address, self.settings.enrol_address))
-        self.enrolment = Enrolment(authority, self.registry, self.settings)
+        audit = AuditLog(audit_file(home))
+        self.journal = Journal(audit)
+        self.enrolment = Enrolment(authority, self.registry, self.settings, audit)
         self.grid = LocalGrid()
         self._known: dict[bytes, KnownSite] = {}
         self._seen: dict[str, float] = {}
-        self._bytes_up: collections.Counter[str] = collections.Counter()
         self._stopping, self._refreshing = threading.Event(), threading.Lock()
         self.refresh_sites()
-        exchange = GridExchange(self.grid, lambda: self.grid.node_of, self._bytes_up.total)
-        self.conductor = Conductor(self.registry, exchange, self._identities)
+        exchange = GridExchange(self.grid, lambda: self.grid.node_of, SiteConnection.received.total, self.journal)
+        self.conductor = Conductor(self.registry, exchange, self._identities, audit)
         self.grid.state.on_restart = lambda node: self.conductor.site_left(self.grid.site_of[node])
-        self.administration = Administration(self.registry, self.enrolment, self.conductor, exchange)
+        self.administration = Administration(
+            self.registry, self.enrolment, self.conductor, exchange, audit, SiteConnection.received
+        )
         host, port = split_address(self.settings.listen)
-        app = make_app(self.grid, self._lookup, self._on_seen, self._bytes_up)
+        app = make_app(self.grid, self._lookup, self._on_seen)
         self._door = open_door(app, host, port, tls_context(files.server, files.server_key, files.ca))
         socket = admin_socket(home)
         socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
@@ -75,6 +79,7 @@ class Server:
             self.refresh_sites()
             seen, self._seen = self._seen, {}
             self.registry.note_seen(seen)
+            self.journal.settle()
         except Exception:  # whatever it is, the port and the rounds go on
             log.exception("the server's housekeeping met a fault; it tries again in a second")
 
@@ -114,6 +119,7 @@ class Server:
         self.enrolment.close()
         self.grid.close()
         self.registry.close()
+        self.journal.settle(now=True)
 
 
 def certificate_hosts(*addresses: str) -> list[str]:

@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nexus_common import certs, rpc
+from nexus_common.audit import AuditLog
 from nexus_common.config import SITE_PATTERN
 from nexus_common.disk import write_durably
 from nexus_common.enrolment import (
@@ -34,7 +35,7 @@ from nexus_common.enrolment import (
 )
 from nexus_common.errors import NexusError, Refusal
 
-from nexus_server.records import SiteRow
+from nexus_server.records import Invitation, SiteRow
 from nexus_server.registry import Registry
 from nexus_server.settings import ServerSettingsFile
 
@@ -114,20 +115,28 @@ class CertificateAuthority:
 class Enrolment:
     """Invitations, the requests that use them, and the listener that takes those requests."""
 
-    def __init__(self, authority: CertificateAuthority, registry: Registry, settings: ServerSettingsFile) -> None:
-        self.authority, self.registry, self.settings = authority, registry, settings
+    def __init__(
+        self, authority: CertificateAuthority, registry: Registry, settings: ServerSettingsFile, audit: AuditLog
+    ) -> None:
+        self.authority, self.registry, self.settings, self.audit = authority, registry, settings, audit
         self._lock = threading.Lock()  # one request at a time: an invitation is used once
         self._opening = threading.RLock()  # the listener is opened and closed by two threads
         self._listener: grpc.Server | None = None
 
-    def invite(self, site: str) -> Invite:
-        """A fresh invitation for a site that is not enrolled; an older one for it ends."""
+    def invite(self, site: str, controller: str = "", contact: str = "") -> Invite:
+        """A fresh invitation for a site that is not enrolled; an older one for it ends.
+
+        ``controller`` and ``contact`` answer for the site's data in plans.
+        """
         if not re.fullmatch(SITE_PATTERN, site):
             raise NexusError(f"{site!r} cannot be a site's name: 1 to 63 of a-z, 0-9 and inner hyphens")
         if site in {row.name for row in self.registry.sites()}:
             raise NexusError(f"{site} is already enrolled; `nexus-server sites` lists the sites")
         secret = secrets.token_bytes(16)
-        self.registry.invite(site, hashlib.sha256(secret).digest(), time.time() + INVITE_DAYS * 86_400)
+        now = time.time()
+        secret_hash, expires = hashlib.sha256(secret).digest(), now + INVITE_DAYS * 86_400
+        self.registry.invite(Invitation(secret_hash, site, now, expires, None, controller, contact))
+        self.audit.append("invited", site=site)
         self.watch()
         return Invite(self.settings.enrol_address, site, certs.key_hash(self.authority.certificate), secret)
 
@@ -198,10 +207,13 @@ class Enrolment:
                 time.time(),
                 None,
                 None,
+                invitation.controller,
+                invitation.contact,
             ),
             secret_hash,
             request_hash,
         )
+        self.audit.append("enrolled", site=request.site, key=request.identity.hex())
         log.info("%s is enrolled", request.site)
         return EnrolAnswer(certificate=certs.pem(certificate).decode(), server=self.settings.address)
 

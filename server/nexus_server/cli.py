@@ -7,21 +7,23 @@ from typing import Annotated
 
 import typer
 from nexus_common import certs, rpc
+from nexus_common.audit_view import show_audit
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.config import parse_toml, toml_string
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
 
 from nexus_server import admin_api as admin
-from nexus_server.settings import TEMPLATE, ServerSettingsFile, admin_socket, checked
+from nexus_server import cli_models, cli_plans
+from nexus_server.asking import call, home_of
+from nexus_server.settings import TEMPLATE, ServerSettingsFile, audit_file, checked
 from nexus_server.words import sentence
 
-app = new_app("The consortium's server. Without a command it runs until it is stopped.", "nexus-server --home ./server")
-DEFAULT_HOME = Path("/var/lib/nexus/server")
-
-
-def _home(context: typer.Context) -> Path:
-    return options(context).home or DEFAULT_HOME
+app = new_app(
+    "The consortium's server. Without a command it runs until it is stopped.",
+    "nexus-server --home ./server",
+    "init invite sites plan train stop status models audit",
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -38,7 +40,7 @@ def serve(context: typer.Context, home: HomeOption = None, as_json: JsonOption =
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from nexus_server.app import Server  # noqa: PLC0415  Flower is loaded by the process that serves, not by commands
 
-    Server(_home(context)).run()
+    Server(home_of(context)).run()
 
 
 @app.command()
@@ -52,6 +54,9 @@ def init(
     ] = "127.0.0.1:8444",
     name: Annotated[str, typer.Option(help="name of the consortium", show_default=False)] = "consortium",
     contact: Annotated[str, typer.Option(help="whom a site asks for help", show_default=False)] = "the coordinator",
+    from_version: Annotated[
+        Path | None, typer.Option(help="a site's federated.safetensors: goes on from it after a total loss")
+    ] = None,
 ) -> None:
     """Make state folder, settings, server key and transport CA.
 
@@ -59,33 +64,45 @@ def init(
     Example: nexus-server init --home ./server
     """
     from nexus_server.ca import CertificateAuthority, CertificateFiles  # noqa: PLC0415
+    from nexus_server.rebuild import adopt, read_version  # noqa: PLC0415
 
-    home = _home(context)
+    home = home_of(context)
     if (home / "server.toml").exists():
         raise NexusError(f"{home} is already initialised; its keys are what the sites trust, so nothing was changed")
     quoted = {"name": name, "contact": contact, "address": address, "enrol_address": enrol_address}
     text = TEMPLATE.format(**{key: toml_string(value) for key, value in quoted.items()})
     checked(parse_toml(ServerSettingsFile, text, "nexus-server init"))
+    version = read_version(from_version) if from_version else None
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority = CertificateAuthority.create(CertificateFiles(home / "keys"), name)
+    if version is not None:
+        adopt(home / "state", version)
     write_durably(home / "server.toml", text.encode())  # last: it says that all of it is there
     pinned = certs.key_hash(authority.certificate).hex()[:16]
     show(
         context,
         {"home": str(home), "address": address, "enrol_address": enrol_address},
         f"made {home}: server.toml, keys/ (the CA's key is what sites will pin, {pinned}…: back it up)\n"
-        f"next: nexus-server --home {home}\n      nexus-server --home {home} invite hospital-a",
+        + (f"run {version.plan.name} goes on from version {version.number}\n" if version else "")
+        + f"next: nexus-server --home {home}\n      nexus-server --home {home} invite hospital-a"
+        + (", and every other site: each pastes its line again; its keys, plan and approval stay" if version else ""),
     )
 
 
 @app.command()
-def invite(context: typer.Context, site: str) -> None:
+def invite(
+    context: typer.Context,
+    site: str,
+    controller: Annotated[str, typer.Option(help="who is responsible for its data, for plans")] = "",
+    contact: Annotated[str, typer.Option(help="whom to ring there, for plans")] = "",
+) -> None:
     """Print one line to paste at the site.
 
     \b
-    Example: nexus-server invite hospital-a
+    Example: nexus-server invite hospital-a --controller "St Anna Hospital" --contact "Dr X, ext. 12"
     """
-    answer = _call(context, "invite", admin.SiteName(site=site), admin.InviteLine)
+    request = admin.InviteRequest(site=site, controller=controller, contact=contact)
+    answer = call(context, "invite", request, admin.InviteLine)
     show(
         context,
         answer.model_dump(),
@@ -97,59 +114,60 @@ def invite(context: typer.Context, site: str) -> None:
 
 @app.command()
 def sites(context: typer.Context) -> None:
-    """List sites: last seen, certificate, preparing or ready.
+    """List sites: last seen, certificate, approvals, preparing or ready.
 
     \b
     Example: nexus-server sites
     """
-    answer = _call(context, "sites", rpc.Nothing(), admin.SiteList)
+    answer = call(context, "sites", rpc.Nothing(), admin.SiteList)
     rows = [
         [
             line.site,
             "connected" if line.connected else "away",
             ago(line.last_seen),
             str(line.certificate_days_left),
+            line.standing or "",
             line.readiness or "",
         ]
         for line in answer.sites
     ]
-    rows += [[site, "invited", "never", "", ""] for site in answer.invited]
+    rows += [[site, "invited", "never", "", "", ""] for site in answer.invited]
     show(
         context,
         answer.model_dump(),
-        table(["site", "state", "last seen", "certificate days", "run"], rows)
+        table(["site", "state", "last seen", "certificate days", "plan", "run"], rows)
         if rows
         else "no site yet: nexus-server invite hospital-a",
     )
 
 
+cli_plans.add_plan_commands(app)
+
+
 @app.command()
 def train(
     context: typer.Context,
-    plan: Path,
+    plan: Annotated[str, typer.Argument(help="a plan's file, or the name of one that was proposed")],
     detach: Annotated[bool, typer.Option("--detach", help="start and return")] = False,
 ) -> None:
-    """Start or resume a run; Ctrl-C leaves it running.
+    """Start a run when its plan is approved, or resume it; Ctrl-C leaves it running.
 
     \b
     Example: nexus-server train plan.toml
     """
-    try:
-        text = plan.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise NexusError(f"{plan} cannot be read: {problem}") from None
-    status = _call(context, "train", admin.PlanText(text=text, where=str(plan)), admin.Status)
+    status = call(context, "train", cli_plans.plan_text(plan), admin.Status)
     shown, quiet = "", options(context).as_json
     try:
-        while not detach and status.state in ("running", "stopping"):
+        while not detach and (status.wanted or status.state in ("running", "stopping")):
             if (line := sentence(status)) != shown:
                 shown = line
                 if not quiet:
                     typer.echo(line)
             time.sleep(0.25)
-            status = _call(context, "status", rpc.Nothing(), admin.Status)
+            status = call(context, "status", rpc.Nothing(), admin.Status)
     except KeyboardInterrupt:
-        typer.echo(f"\nthe run goes on without this window; `nexus-server stop {status.run}` ends it")
+        name = status.wanted or status.run
+        typer.echo(f"\nit goes on without this window; `nexus-server stop {name}` ends it")
         return
     show(context, status.model_dump(), sentence(status))
 
@@ -161,7 +179,7 @@ def stop(context: typer.Context, run: str) -> None:
     \b
     Example: nexus-server stop demo
     """
-    status = _call(context, "stop", admin.RunName(run=run), admin.Status)
+    status = call(context, "stop", admin.RunName(run=run), admin.Status)
     show(context, status.model_dump(), f"run {run} stops after the round in progress; `nexus-server train` resumes it")
 
 
@@ -172,49 +190,26 @@ def status(context: typer.Context) -> None:
     \b
     Example: nexus-server status
     """
-    answer = _call(context, "status", rpc.Nothing(), admin.Status)
+    answer = call(context, "status", rpc.Nothing(), admin.Status)
     show(context, answer.model_dump(), sentence(answer) + f"\nconnected: {', '.join(answer.connected) or 'no site'}")
 
 
-@app.command()
-def models(context: typer.Context) -> None:
-    """List versions and their cohorts.
+cli_models.add_model_commands(app)
+
+
+@app.command("audit")
+def audit_log(
+    context: typer.Context,
+    verify: Annotated[bool, typer.Option("--verify", help="check that no line was changed, lost or moved")] = False,
+    since: Annotated[str | None, typer.Option("--from", help="a head noted earlier: nothing before it was cut")] = None,
+) -> None:
+    """Print the audit log, or verify it.
 
     \b
-    Example: nexus-server models
+    Example: nexus-server audit --verify --from 3f1a...
     """
-    answer = _call(context, "models", rpc.Nothing(), admin.VersionList)
-    rows = [
-        [
-            v.run,
-            str(v.number),
-            v.hash[:12],
-            moment(v.created),
-            ", ".join(v.cohort) or "(first vector)",
-            f"{v.seconds:.2f}" if v.seconds is not None else "",
-        ]
-        for v in answer.versions
-    ]
-    show(
-        context,
-        answer.model_dump(),
-        table(["run", "version", "hash", "made", "cohort", "seconds"], rows)
-        if rows
-        else "no version yet: nexus-server train plan.toml",
-    )
-
-
-def _call(context: typer.Context, name: str, request: rpc.Body, answer: type[rpc.Ans]) -> rpc.Ans:
-    home = _home(context)
-    with rpc.channel(rpc.local_address(admin_socket(home))) as channel:
-        try:
-            return rpc.call(channel, admin.SERVICE, name, request, answer)
-        except rpc.Unavailable:
-            gone = f"the server on {home} ended without good-bye, or this account may not use its socket"
-            found = gone if admin_socket(home).exists() else f"no nexus-server is running on {home}"
-            raise NexusError(f"{found}; start it: nexus-server --home {home}") from None
-        except ConnectionError as problem:
-            raise NexusError(f"the server on {home} failed at {name} ({problem}); its log says why") from None
+    path = audit_file(home_of(context))
+    show_audit(context, path, "nexus-server", verify=verify or since is not None, since=since)
 
 
 def main(argv: list[str] | None = None) -> int:

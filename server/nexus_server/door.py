@@ -37,6 +37,7 @@ class SiteConnection(H11Protocol):
     """
 
     open_of: ClassVar[Counter[bytes]] = Counter()
+    received: ClassVar[Counter[bytes]] = Counter()  # all bytes inside of TLS, by the certificate's key
     peer: Peer | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -51,6 +52,12 @@ class SiteConnection(H11Protocol):
             if self.open_of[self.peer.key_hash] > MAX_CONNECTIONS_OF_A_SITE:
                 transport.close()
 
+    def data_received(self, data: bytes) -> None:
+        """Count what a site sends, headers and all."""
+        if self.peer is not None:
+            self.received[self.peer.key_hash] += len(data)
+        super().data_received(data)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         super().connection_lost(exc)
@@ -58,8 +65,8 @@ class SiteConnection(H11Protocol):
             self.open_of[self.peer.key_hash] -= 1
 
 
-def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None], bytes_up: Counter[str]) -> Gate:
-    """The ASGI application behind the port; ``bytes_up`` counts the bytes of request bodies by site."""
+def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None]) -> Gate:
+    """The ASGI application behind the port."""
     bell = Doorbell()
     grid.ring = bell.ring
     app = FastAPI(
@@ -76,7 +83,7 @@ def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None], by
     app.state.linkstate_factory = SimpleNamespace(state=lambda: grid.state)
     app.state.enable_supernode_auth = True  # no self-registration
     app.include_router(fs.fleet_router)
-    return Gate(app, lookup, bytes_up)
+    return Gate(app, lookup)
 
 
 def tls_context(certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:

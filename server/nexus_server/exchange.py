@@ -7,10 +7,13 @@ from typing import Final, Protocol
 from nexus_common import flower as fl
 from nexus_common import wire
 from nexus_common.errors import Refusal
+from nexus_common.journal import Journal
+from nexus_common.plan import hash_of
 
 from nexus_server import flower as fs
 
 DEADLINE: Final = "the deadline passed"
+SMALL_TRIP_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,15 @@ class Exchange(Protocol):
 
 
 class GridExchange:
-    """``Exchange`` over a Grid; ``nodes`` says which node is which site now, ``bytes_up`` what came in so far."""
+    """``Exchange`` over a Grid; ``nodes`` says which node is which site now, ``bytes_up`` what came in so far.
 
-    def __init__(self, grid: fs.Grid, nodes: Callable[[], Mapping[str, int]], bytes_up: Callable[[], int]) -> None:
-        self._grid, self._nodes, self._bytes_up = grid, nodes, bytes_up
+    ``journal`` takes every message before it leaves.
+    """
+
+    def __init__(
+        self, grid: fs.Grid, nodes: Callable[[], Mapping[str, int]], bytes_up: Callable[[], int], journal: Journal
+    ) -> None:
+        self._grid, self._nodes, self._bytes_up, self._journal = grid, nodes, bytes_up, journal
 
     def alive(self) -> set[str]:
         """Sites that are connected now."""
@@ -48,6 +56,8 @@ class GridExchange:
         """Send, wait, decode; whatever a site sent, the result is a typed message or a Failure."""
         nodes = self._nodes()
         site_of = {nodes[site]: site for site in messages}
+        for message, sites in _recipients(messages):
+            self._journal.message(message, **_subject(message), to=sites)
         sent = [
             fl.instruction(wire.encode(message), nodes[site], timeout_seconds + 5) for site, message in messages.items()
         ]
@@ -59,6 +69,21 @@ class GridExchange:
     def bytes_up(self) -> int:
         """Bytes received from all sites so far."""
         return self._bytes_up()
+
+
+def _recipients(messages: Mapping[str, wire.Message]) -> list[tuple[wire.Message, list[str]]]:
+    """Each different message with the sites that get it."""
+    found: dict[int, tuple[wire.Message, list[str]]] = {}
+    for site, message in messages.items():
+        found.setdefault(id(message), (message, []))[1].append(site)
+    return list(found.values())
+
+
+def _subject(message: wire.Message) -> dict[str, str | int]:
+    """Which plan and round a message is about."""
+    if isinstance(message, wire.TrainRound | wire.Deliver):
+        return {"plan": message.run.hex(), "round": message.round}
+    return {"plan": hash_of(message.plan).hex()} if isinstance(message, wire.Propose | wire.Prepare) else {}
 
 
 def _decoded(reply: fl.Message) -> wire.Message | Failure:

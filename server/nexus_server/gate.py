@@ -9,7 +9,6 @@ import asyncio
 import datetime as dt
 import itertools
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -73,8 +72,8 @@ class Peer:
 class Gate:
     """Outermost layer: known certificate in its validity, known path, bounded body.  All else is a bare 404."""
 
-    def __init__(self, app: ASGIApp, lookup: Lookup, bytes_up: Counter[str]) -> None:
-        self.app, self.lookup, self.bytes_up = app, lookup, bytes_up
+    def __init__(self, app: ASGIApp, lookup: Lookup) -> None:
+        self.app, self.lookup = app, lookup
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass or refuse one request."""
@@ -88,7 +87,6 @@ class Gate:
             await Response(status_code=404)(scope, receive, send)
             return
         scope["state"]["site"] = known
-        self.bytes_up[known.site] += int(length)
         await self.app(scope, receive, send)
 
     def _known(self, peer: Peer | None) -> KnownSite | None:

@@ -9,6 +9,10 @@ RUNNING: Final = "running"
 STOPPING: Final = "stopping"
 STOPPED: Final = "stopped"
 FINISHED: Final = "finished"
+MADE: Final = "made"
+MIDPOINT: Final = "midpoint"
+WITHDRAWN: Final = "withdrawn"
+ROLLED_BACK: Final = "rolled back"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class SiteRow:
     enrolled: float
     last_seen: float | None
     readiness: str | None
+    controller: str = ""
+    contact: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,21 +41,51 @@ class Invitation:
     created: float
     expires: float
     request_hash: bytes | None
+    controller: str = ""
+    contact: str = ""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan on its way to a run; ``wanted`` once the coordinator has said ``train``."""
+
+    plan: Plan
+    wanted: bool
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a site stands on a plan, as its signed notice said, and what its policy objects to (a refusal code)."""
+
+    site: str
+    state: str
+    code: str
+    at: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run and how far it came; ``round`` is the number of its newest version."""
+    """A run and how far it came.
+
+    ``round`` is the number of its newest version; ``midpoints`` of its versions were not trained but laid between two
+    others by a rollback.
+    """
 
     plan: Plan
     state: str
     round: int
+    midpoints: int
     optimiser: str | None
+
+    @property
+    def done(self) -> int:
+        """Rounds trained."""
+        return self.round - self.midpoints
 
 
 @dataclass(frozen=True)
 class Version:
-    """One committed version: 0 is the first vector, n the result of round n."""
+    """One committed version: 0 is the first vector; only those in state ``made`` are for use."""
 
     run: str
     number: int
@@ -58,3 +94,4 @@ class Version:
     seconds: float | None
     bytes_up: int | None
     created: float
+    state: str

@@ -4,6 +4,7 @@ It knows no network and no process, only an ``Exchange``, the registry and a clo
 and fifty simulated sites.  A round makes exactly one new version or none.
 """
 
+import datetime as dt
 import logging
 import threading
 import time
@@ -13,19 +14,22 @@ from typing import Final
 
 import numpy as np
 from nexus_common import wire
+from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
+from nexus_common.hours import minute_of
 from nexus_common.layout import Vector
+from nexus_common.versions import vector_hash
 
 from nexus_server.aggregate import make_optimiser, mean_update
-from nexus_server.exchange import DEADLINE, Exchange, Failure
-from nexus_server.records import FINISHED, STOPPED, STOPPING, Run
+from nexus_server.approvals import Approvals
+from nexus_server.delivery import Delivery
+from nexus_server.exchange import DEADLINE, SMALL_TRIP_SECONDS, Exchange, Failure
+from nexus_server.pauses import Pauses
+from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
 
 log = logging.getLogger(__name__)
-SMALL_TRIP_SECONDS: Final = 10.0
 LOOK_AGAIN_SECONDS: Final = 0.5
-ASK_AGAIN_SECONDS: Final = 15.0
-LONGEST_PAUSE_SECONDS: Final = 600.0
 PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
 NORM_SLACK: Final = 1.001  # float32 rounding of a vector that was scaled to exactly clip_norm
 
@@ -34,7 +38,7 @@ NORM_SLACK: Final = 1.001  # float32 rounding of a vector that was scaled to exa
 class Phase:
     """What the run does or waits for now."""
 
-    name: str = "idle"  # idle, gathering, waiting, training, delivering
+    name: str = "idle"  # idle, resting, gathering, waiting, training, delivering
     since: float = field(default_factory=time.time)
     missing: tuple[str, ...] = ()
     round: int | None = None
@@ -43,14 +47,17 @@ class Phase:
 class Conductor:
     """Runs whatever run the registry says is active; one thread calls ``turn`` over and over."""
 
-    def __init__(self, registry: Registry, exchange: Exchange, identities: Callable[[], dict[str, bytes]]) -> None:
-        self.registry, self.exchange, self.identities = registry, exchange, identities
+    def __init__(
+        self, registry: Registry, exchange: Exchange, identities: Callable[[], dict[str, bytes]], audit: AuditLog
+    ) -> None:
+        self.registry, self.exchange, self.identities, self.audit = registry, exchange, identities, audit
+        self.approvals = Approvals(registry, exchange, identities, audit)
+        self.delivery = Delivery(registry, exchange)
         self.phase = Phase()
         self._ready: dict[str, bytes] = {}  # site -> hash of the plan it is ready for
-        self._has: dict[str, tuple[str, int]] = {}  # site -> newest version delivered in this process's life
-        self._ask_again: dict[str, tuple[float, float]] = {}  # site -> when it is asked again, the pause before that
+        self._pauses = Pauses()
         self._taken_up: bytes | None = None  # hash of the plan that this process works on
-        self._patience_ends = 0.0  # until when more than min_cohort sites are waited for
+        self._patience_ends = 0.0  # until when more than a quorum of sites is waited for
         self._wake = threading.Event()
 
     def wake(self) -> None:
@@ -63,47 +70,61 @@ class Conductor:
         self._wake.clear()
 
     def turn(self) -> None:
-        """One step: a round, a look for missing sites, or a delivery to a site that came late."""
+        """One step: a plan proposed, a round, a look for missing sites, or a delivery to a site that came late."""
+        self.approvals.consult()
+        if self.approvals.begin_wanted():
+            return
         run = self.registry.active_run()
         if run is None:
-            self._deliver_last()
+            self._deliver(self.registry.last_run())
             self._show("idle")
             self.pause(LOOK_AGAIN_SECONDS)
-        elif run.state == STOPPING or run.round >= run.plan.rounds:
-            self._taken_up = None
-            ended = STOPPED if run.state == STOPPING else FINISHED
-            if self.registry.set_state(run.plan.name, ended, expected=run.state):
-                log.info("run %s %s after round %d", run.plan.name, ended, run.round)
+        elif run.state == STOPPING or run.done >= run.plan.rounds:
+            self._end(run, STOPPED if run.state == STOPPING else FINISHED)
+        elif (now := dt.datetime.now(dt.UTC)).date() > run.plan.end_date:
+            log.warning("run %s stops: its plan ended on %s", run.plan.name, run.plan.end_date)
+            self._end(run, STOPPED)
+        elif not run.plan.hours.holds(minute_of(now)):
+            self._show("resting", (), run.done + 1)
+            self.pause(LOOK_AGAIN_SECONDS)
         elif cohort := self._gather(run):
             self._round(run, cohort)
         else:
             self.pause(LOOK_AGAIN_SECONDS)
+
+    def _end(self, run: Run, state: str) -> None:
+        self._taken_up = None
+        if self.registry.set_state(run.plan.name, state, expected=run.state):
+            log.info("run %s %s after round %d", run.plan.name, state, run.done)
+            self.audit.append(f"run {state}", plan=run.plan.hash.hex(), round=run.done)
 
     def _gather(self, run: Run) -> list[str]:
         """The sites of the next round, or nothing while too few are ready."""
         plan = run.plan
         if self._taken_up != plan.hash:
             self._taken_up, self._patience_ends = plan.hash, time.monotonic() + plan.gather_seconds
-            self._ask_again.clear()
-        alive = self.exchange.alive() & set(plan.sites)
-        self._prepare(run, alive)
+            self._pauses.forget_all()
+        alive = self.exchange.alive() & set(plan.names)
+        if self.registry.in_use(plan.name) != run.round:  # a rollback: what is in use changes at once
+            self._deliver(run)
+        self._prepare(run, alive & self.approvals.approved(plan))
         ready = sorted(site for site in alive if self._ready.get(site) == plan.hash)
-        missing = tuple(sorted(set(plan.sites) - set(ready)))
-        if len(ready) < plan.min_cohort:
-            self._show("waiting", missing, run.round + 1)
+        missing = tuple(sorted(set(plan.names) - set(ready)))
+        if len(ready) < plan.quorum:
+            self._show("waiting", missing, run.done + 1)
             return []
         if missing and time.monotonic() < self._patience_ends:
-            self._show("gathering", missing, run.round + 1)
+            self._show("gathering", missing, run.done + 1)
             return []
-        self._patience_ends = 0.0  # once it trains, nobody is waited for beyond min_cohort
+        self._patience_ends = 0.0  # once it trains, nobody is waited for beyond the quorum
         return ready
 
-    def _prepare(self, run: Run, alive: Collection[str]) -> None:
+    def _prepare(self, run: Run, sites: Collection[str]) -> None:
         """Tell sites that do not say ``ready`` yet which run this is, and hear how far they are."""
-        for gone in set(self._ready) - set(alive):
+        for gone in set(self._ready) - set(sites):
             self._ready.pop(gone, None)  # it may come back as a new process
-        unready = [site for site in alive if self._ready.get(site) != run.plan.hash]
-        asked = [site for site in unready if self._may_be_asked(site)]
+        unready = [site for site in sites if self._ready.get(site) != run.plan.hash]
+        asked = [site for site in unready if self._pauses.over(site)]
         if not asked:
             return
         message = wire.Prepare(run.plan.canonical)
@@ -113,25 +134,25 @@ class Conductor:
                 if answer.state == wire.READY:
                     self._ready[site] = run.plan.hash
                 continue
-            self._ask_later(site)
+            self._pauses.begin(site)
             log.warning("%s is not ready for run %s: %s", site, run.plan.name, _readiness(answer))
 
     def _round(self, run: Run, cohort: list[str]) -> None:
         plan, number, started = run.plan, run.round + 1, time.monotonic()
-        self._show("training", (), number)
+        self._show("training", (), run.done + 1)
         before = self.exchange.bytes_up()
         vector = self.registry.vector(plan.name, run.round)
-        packed = wire.pack(vector)
-        request = wire.TrainRound(plan.hash, run.round, packed)
+        packed, use = wire.pack(vector), self.registry.in_use(plan.name) == run.round
+        request = wire.TrainRound(plan.hash, run.round, int(use), packed)
         answers = self.exchange.ask(dict.fromkeys(cohort, request), plan.round_deadline_seconds)
         updates, failures = self._usable(run, packed, answers)
         for site, reason in failures.items():
             self._ready.pop(site, None)
             if reason == DEADLINE:
-                self._ask_later(site)
+                self._pauses.begin(site)
             log.warning("round %d goes on without %s: %s", number, site, reason)
-        if len(updates) < plan.min_cohort:
-            log.warning("round %d failed: %d of at least %d sites", number, len(updates), plan.min_cohort)
+        if len(updates) < plan.quorum:
+            log.warning("round %d failed: %d of at least %d sites", number, len(updates), plan.quorum)
             self._came_to_nothing(run, failures)
             return
         optimiser = make_optimiser(plan.server, plan.adapter.layout.dim)
@@ -142,10 +163,16 @@ class Conductor:
             self._came_to_nothing(run, {"": "the new version is not finite"})
             return
         seconds, received = time.monotonic() - started, self.exchange.bytes_up() - before
-        self.registry.commit_round(run, after, optimiser.state(), sorted(updates), seconds, received)
+        members, digest = sorted(updates), vector_hash(wire.pack(after))
+        self.audit.append("version", plan=plan.hash.hex(), version=number, sha256=digest, cohort=members)
+        if not self.registry.commit_round(run, after, optimiser.state(), members, seconds, received):
+            log.warning("round %d is void: its run was rolled back or withdrawn meanwhile", number)
+            self.audit.append("version void", plan=plan.hash.hex(), version=number, sha256=digest)
+            return
         for site in updates:
-            self._has[site] = (plan.name, run.round)
-            self._ask_again.pop(site, None)
+            self._pauses.forget(site)
+            if use:
+                self.delivery.note(site, plan.name, run.round)
         log.info("run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(updates), seconds)
 
     def _came_to_nothing(self, run: Run, reasons: dict[str, str]) -> None:
@@ -171,39 +198,20 @@ class Conductor:
                 failures[site] = str(refusal)
         return updates, failures
 
-    def _deliver_last(self) -> None:
-        """Give the newest version of the last run to each connected site that lacks it."""
-        run = self.registry.last_run()
-        if run is None:
-            return
-        newest = (run.plan.name, run.round)
-        alive = self.exchange.alive() & set(run.plan.sites)
-        lacking = [site for site in alive if self._has.get(site) != newest and self._may_be_asked(site)]
-        if not lacking:
-            return
-        self._show("delivering", (), run.round)
-        self._prepare(run, lacking)
-        lacking = [site for site in lacking if self._may_be_asked(site)]  # not one that has just refused or was silent
-        message = wire.Deliver(run.plan.hash, run.round, wire.pack(self.registry.vector(*newest)))
-        for site, answer in self.exchange.ask(dict.fromkeys(lacking, message), SMALL_TRIP_SECONDS).items():
-            if isinstance(answer, wire.Received):
-                self._has[site] = newest
-            else:
-                self._ask_later(site)
-
-    def _ask_later(self, site: str) -> None:
-        """Leave a site alone for a while, each time longer: one that is stuck must not hold up every round."""
-        pause = min(2 * self._ask_again.get(site, (0.0, ASK_AGAIN_SECONDS / 2))[1], LONGEST_PAUSE_SECONDS)
-        self._ask_again[site] = (time.monotonic() + pause, pause)
-
-    def _may_be_asked(self, site: str) -> bool:
-        return self._ask_again.get(site, (0.0, 0.0))[0] <= time.monotonic()
+    def _deliver(self, run: Run | None) -> None:
+        """Give the version in use to each connected site that lacks it."""
+        if run is not None and (lacking := self.delivery.lacking(run)):
+            if run.state != RUNNING:
+                self._show("delivering", (), run.round)
+            self.delivery.deliver(run, lacking)
 
     def site_left(self, site: str) -> None:
-        """A site's process ended or a new one began: nothing is known of it any more."""
+        """A site's process ended or a new session began: nothing is known of it any more."""
         self._ready.pop(site, None)
-        self._has.pop(site, None)
-        self._ask_again.pop(site, None)
+        self._pauses.forget(site)
+        self.delivery.forget(site)
+        self.approvals.forget(site)
+        self.wake()
 
     def _show(self, name: str, missing: tuple[str, ...] = (), number: int | None = None) -> None:
         old = self.phase

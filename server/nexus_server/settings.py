@@ -54,3 +54,8 @@ def checked(settings: ServerSettingsFile) -> ServerSettingsFile:
 def admin_socket(home: Path) -> Path:
     """Where the running server takes administration."""
     return home / "admin.sock"
+
+
+def audit_file(home: Path) -> Path:
+    """The audit log."""
+    return home / "audit.jsonl"

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from tests.bench import simulate
 from tests.bench.data import DATASETS, Dataset, Retrieval, require_data
+from tests.plans import make_plan
 
 RESULT = Path(__file__).resolve().parents[2] / ".bench" / "quality.json"
 FEW_ROWS = 40
@@ -33,14 +34,7 @@ console = Console(width=150)
 
 def plan_of(dataset: Dataset, sites: list[str], *, salience: bool) -> Plan:
     """The shipped recipe for these sites."""
-    fields = {
-        "name": "bench",
-        "sites": sites,
-        "rounds": 10,
-        "min_cohort": len(sites),
-        "adapter": {"salience": salience},
-    }
-    return Plan.model_validate_json(json.dumps(fields))
+    return make_plan(sites, name="bench", rounds=10, min_cohort=len(sites), adapter={"salience": salience})
 
 
 @functools.cache

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from nexus_client.cache import Cache
-from nexus_client.embed import CachedStates, Encoder, base_hash, default_base
+from nexus_client.embed import CachedStates, Encoder, default_base
 from nexus_client.material import Task
 from nexus_client.train import States, local_update
 from nexus_common.adapter import DendriticAdapter
+from nexus_common.audit import AuditLog
+from nexus_common.base_model import base_hash
 from nexus_common.layout import WIDTH, Layout, Vector
-from nexus_common.plan import Plan
+from nexus_common.plan import Plan, Recipe
 from nexus_server.records import FINISHED
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
@@ -48,12 +50,14 @@ class TrainingSite(SimSite):
 
 def federated(plan: Plan, tasks: dict[str, list[Task]], states: States, seed: int) -> Vector:
     """The last version of a run over these sites: Conductor, wire codec, signatures, registry, all but the network."""
-    sites = {n: TrainingSite(n, plan, tasks[n], states, [seed, i]) for i, n in enumerate(plan.sites)}
+    sites = {n: TrainingSite(n, plan, tasks[n], states, [seed, i]) for i, n in enumerate(plan.names)}
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(Path(folder))
+        audit = AuditLog(Path(folder) / "audit.jsonl")
+        registry.propose(plan)
         registry.create_run(plan, plan.adapter.layout.first_vector(plan.adapter.seed_bytes))
         grid = SimGrid(dict(sites))
-        conductor = Conductor(registry, grid.exchange(), lambda: {n: site.identity for n, site in sites.items()})
+        conductor = Conductor(registry, grid.exchange(audit), lambda: {n: s.identity for n, s in sites.items()}, audit)
         while (run := registry.run(plan.name)) is not None and run.state != FINISHED:
             conductor.turn()
         try:
@@ -62,7 +66,7 @@ def federated(plan: Plan, tasks: dict[str, list[Task]], states: States, seed: in
             registry.close()
 
 
-def alone(plan: Plan, tasks: list[Task], states: States, seed: Sequence[int]) -> Vector:
+def alone(plan: Recipe, tasks: list[Task], states: States, seed: Sequence[int]) -> Vector:
     """As many rounds and steps on these rows, without a federation."""
     layout, rng = plan.adapter.layout, np.random.default_rng(seed)
     vector = layout.first_vector(plan.adapter.seed_bytes)

@@ -8,10 +8,14 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_common import certs, wire
 from nexus_common import flower as fl
+from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
+from nexus_common.journal import Journal
 from nexus_common.plan import Plan, plan_from_wire
 from nexus_server import flower as fs
 from nexus_server.exchange import DEADLINE, GridExchange
+
+from tests.plans import identity_of
 
 Handle = Callable[[wire.Message], wire.Message]
 
@@ -79,9 +83,9 @@ class SimGrid(fs.Grid):
         self.bytes_up["all"] += sum(len(value) for value in (getattr(made, "vector", b""),))
         return reply
 
-    def exchange(self) -> GridExchange:
+    def exchange(self, audit: AuditLog) -> GridExchange:
         """What the round logic sees."""
-        return GridExchange(self, lambda: self.nodes, self.bytes_up.total)
+        return GridExchange(self, lambda: self.nodes, self.bytes_up.total, Journal(audit))
 
 
 class SimSite:
@@ -89,17 +93,22 @@ class SimSite:
 
     def __init__(self, name: str, plan: Plan, key: Ed25519PrivateKey | None = None) -> None:
         self.name, self.plan = name, plan
-        self.key = key or Ed25519PrivateKey.generate()
+        self.key = key or identity_of(name)
         self.identity = certs.raw_identity(self.key)
         self.target = (
             np.random.default_rng(list(name.encode())).normal(size=plan.adapter.layout.dim).astype("f4") * 0.01
         )
+        self.standing = wire.APPROVED
         self.received: list[int] = []
         self.trained = 0
 
     def __call__(self, message: wire.Message) -> wire.Message:
         """Answer as ``nexus_client.rounds`` does."""
         layout = self.plan.adapter.layout
+        if isinstance(message, wire.Propose):
+            asked = plan_from_wire(message.plan).hash
+            standing = self.standing if asked == self.plan.hash else wire.PENDING
+            return wire.signed_standing(self.key, asked, self.name, standing, "")
         if isinstance(message, wire.Prepare):
             if plan_from_wire(message.plan) != self.plan:
                 raise Refusal("wrong-context", "a simulated site knows one plan")

@@ -4,27 +4,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nexus_common.audit import AuditLog
 from nexus_common.plan import Plan
+from nexus_server.pauses import FIRST_SECONDS
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING
 from nexus_server.registry import Registry
-from nexus_server.rounds import ASK_AGAIN_SECONDS, Conductor
+from nexus_server.rounds import Conductor
 
 from tests.federation.sim import Liar, SimGrid, SimSite
+from tests.plans import make_plan
 
 NAMES = ("hospital-a", "hospital-b", "bank-a", "bank-b")
 
 
 def plan_of(names: tuple[str, ...], **settings: object) -> Plan:
     fields = {
-        "name": "sim",
-        "sites": names,
         "rounds": 5,
         "min_cohort": 3,
         "gather_seconds": 0.0,
         "local": {"clip_norm": 1000.0},
         "server": {"step": 1.0},
     } | settings
-    return Plan.model_validate(fields)
+    return make_plan(names, **fields)
 
 
 class Federation:
@@ -32,16 +33,21 @@ class Federation:
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.plan, self.folder = plan, folder
-        self.sites = {name: SimSite(name, plan) for name in plan.sites}
+        self.sites = {name: SimSite(name, plan) for name in plan.names}
         self.grid = SimGrid(dict(self.sites))
         self.registry = Registry(folder)
+        self.audit = AuditLog(folder / "audit.jsonl")
         if self.registry.run(plan.name) is None:
+            self.registry.propose(plan)
             self.registry.create_run(plan, plan.adapter.layout.first_vector(plan.adapter.seed_bytes))
         self.conductor = self.new_conductor()
 
     def new_conductor(self) -> Conductor:
         conductor = Conductor(
-            self.registry, self.grid.exchange(), lambda: {n: s.identity for n, s in self.sites.items()}
+            self.registry,
+            self.grid.exchange(self.audit),
+            lambda: {n: s.identity for n, s in self.sites.items()},
+            self.audit,
         )
         conductor.pause = lambda seconds: None  # type: ignore[method-assign]  time is a parameter of tests
         return conductor
@@ -90,11 +96,11 @@ def test_a_site_that_misses_its_deadline_does_not_hold_up_the_next_rounds_too(tm
     federation = Federation(tmp_path, plan_of(NAMES))
     federation.grid.slow = {"bank-b"}
     federation.turns(3)
-    asked = federation.conductor._ask_again["bank-b"]
+    pauses = federation.conductor._pauses
     assert [set(v.cohort) for v in federation.registry.versions("sim")[1:]] == [set(NAMES) - {"bank-b"}] * 3
-    assert asked[1] == ASK_AGAIN_SECONDS, "it was asked once, in the first of three rounds"
-    federation.conductor._ask_later("bank-b")
-    assert federation.conductor._ask_again["bank-b"][1] == 2 * ASK_AGAIN_SECONDS
+    assert pauses.length("bank-b") == FIRST_SECONDS, "it was asked once, in the first of three rounds"
+    pauses.begin("bank-b")
+    assert pauses.length("bank-b") == 2 * FIRST_SECONDS
     federation.grid.slow = set()
     federation.conductor.site_left("bank-b")  # a new process of it is asked at once
     federation.turns(1)

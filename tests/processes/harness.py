@@ -15,6 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from nexus_client.link import Handler, Link
+from nexus_client.policy import change_policy
+from nexus_common import certs
+from nexus_common.audit import AuditLog
+from nexus_common.journal import Journal
+from nexus_common.plan import Plan
+from nexus_server.planning import plan_toml
+
+from tests.plans import make_plan, member
 
 BIN = Path(sys.executable).parent
 SLOW = 90.0
@@ -49,6 +57,7 @@ class Federation:
         self.port, self.enrol_port = free_ports(2)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.links: dict[str, Link] = {}
+        self.server_program = [str(BIN / "nexus-server")]
         self._log_from: dict[str, int] = {}  # where the log of the newest process begins
 
     def __enter__(self) -> "Federation":
@@ -84,14 +93,14 @@ class Federation:
 
     def start(self, name: str, wait: bool = True) -> subprocess.Popen[bytes]:
         """Start the server (``server``) or a site's agent and wait until it answers."""
-        program, args = ("nexus-server", []) if name == "server" else ("nexus-client", ["--site", name])
+        command = self.server_program if name == "server" else [str(BIN / "nexus-client"), "--site", name]
         home = self.home / ("server" if name == "server" else "sites")
         environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
         path = self.home / f"{name}.log"
         self._log_from[name] = path.stat().st_size if path.exists() else 0
         with path.open("ab") as log:
             process = subprocess.Popen(
-                [str(BIN / program), "--home", str(home), *args],
+                [*command, "--home", str(home)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -137,7 +146,7 @@ class Federation:
         process.terminate()
         return process.wait(30)
 
-    def init(self) -> None:
+    def init(self, *options: str) -> None:
         """Make the consortium."""
         self.ask(
             "nexus-server",
@@ -148,14 +157,17 @@ class Federation:
             f"127.0.0.1:{self.enrol_port}",
             "--contact",
             "Kim, ext. 12",
+            *options,
         )
 
     def join(self, site: str, data: Path) -> None:
         """Invite and join."""
-        line = self.ask("nexus-server", "invite", site)["line"]
+        people = ["--controller", f"Controller of {site}", "--contact", f"Dr {site}"]
+        line = self.ask("nexus-server", "invite", site, *people)["line"]
         self.ask("nexus-client", "join", "--data", str(data), stdin=line + "\n")
         settings = self.home / "sites" / site / "site.toml"  # many sites share this machine's processors
         settings.write_text(re.sub("cpu_threads = [0-9]+", "cpu_threads = 1", settings.read_text()))
+        self.policy(site, accept_no_record_privacy=True)
 
     def found(self, *sites: str, rows: int = 20) -> None:
         """Make the consortium, start its server, and enrol sites with a little text each."""
@@ -170,7 +182,8 @@ class Federation:
 
     def link(self, site: str, handle: Handler) -> Link:
         """The site's real connection in this process, with ``handle`` in place of training: cheap, or a liar."""
-        made = Link(f"127.0.0.1:{self.port}", self.keys(site), handle)
+        journal = Journal(AuditLog(self.keys(site).parent / "audit.jsonl"))
+        made = Link(f"127.0.0.1:{self.port}", self.keys(site), handle, journal)
         threading.Thread(target=made.run, daemon=True).start()
         self.links[site] = made
         until(f"{site} is connected", lambda: made.state == "connected")
@@ -184,11 +197,37 @@ class Federation:
         """``nexus-server status``."""
         return self.ask("nexus-server", "status")
 
-    def train(self, plan: str) -> None:
-        """Start a run."""
-        path = self.home / "plan.toml"
-        path.write_text(plan)
-        self.ask("nexus-server", "train", str(path), "--detach")
+    def policy(self, site: str, **values: Any) -> None:
+        """Change a site's policy, as its administrator would in an editor."""
+        change_policy(self.home / "sites" / site / "policy.toml", **values)
+
+    def plan(self, name: str, sites: Iterable[str], **settings: Any) -> Plan:
+        """A plan of enrolled sites with their real keys."""
+        members = [member(site, certs.load_identity(self.keys(site) / "identity.key")) for site in sorted(sites)]
+        quick = {"gather_seconds": 30.0, "round_deadline_seconds": 60.0}
+        return make_plan((), **{"name": name, "sites": members, **quick, **settings})
+
+    def write_plan(self, plan: Plan) -> Path:
+        """The plan's file."""
+        path = self.home / f"{plan.name}.toml"
+        path.write_text(plan_toml(plan))
+        return path
+
+    def train(self, plan: Plan, *, approved_by: Iterable[str] | None = None) -> None:
+        """Start a run whose sites have approved it: all of the plan's, or those named."""
+        for site in plan.names if approved_by is None else approved_by:
+            self.policy(site, approved_plans=[plan.hash.hex()])
+        self.ask("nexus-server", "train", str(self.write_plan(plan)), "--detach")
+
+    def approve(self, site: str, name: str, words: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """What a person does at a site after the call."""
+        command = ["plan", "approve", name, "--site", site, "--by", f"DPO of {site}", *options]
+        return self.call("nexus-client", *command, stdin=words + "\n")
+
+    def words(self, site: str, name: str) -> str:
+        """The words that a site's people read out."""
+        until(f"{site} has plan {name}", lambda: self.call("nexus-client", "status", "--site", site).stdout.count(name))
+        return " ".join(self.ask("nexus-client", "plan", "show", name, "--site", site)["words"])
 
 
 def write_rows(path: Path, count: int, topic: str) -> Path:

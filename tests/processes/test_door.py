@@ -42,7 +42,7 @@ def client(federation: Federation, context: ssl.SSLContext) -> httpx.Client:
 def fleet(federation: Federation, site: str) -> tuple[FleetLink, bytes]:
     keys = federation.keys(site)
     key = certs.load_transport_key(keys / "transport.key")
-    link = FleetLink(f"127.0.0.1:{federation.port}", key, tls_context(keys))
+    link = FleetLink(f"127.0.0.1:{federation.port}", key, tls_context(keys), lambda _: None)
     return link, certs.public_pem(key.public_key())
 
 

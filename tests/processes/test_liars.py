@@ -17,24 +17,9 @@ SITES = ("bank-a", "bank-b", "hospital-a", "hospital-b")
 HONEST = SITES[:3]
 
 
-def plan_of(name: str, **settings: object) -> Plan:
-    fields = {"name": name, "sites": SITES, "rounds": 1, "min_cohort": 3, "gather_seconds": 30.0,
-              "round_deadline_seconds": 5.0, "local": {"clip_norm": 1000.0}, "server": {"step": 1.0}}  # fmt: skip
-    return Plan.model_validate(fields | settings)
-
-
-def toml_of(plan: Plan) -> str:
-    return f"""name = "{plan.name}"
-sites = {list(plan.sites)}
-rounds = {plan.rounds}
-min_cohort = {plan.min_cohort}
-gather_seconds = {plan.gather_seconds}
-round_deadline_seconds = {plan.round_deadline_seconds}
-[local]
-clip_norm = {plan.local.clip_norm}
-[server]
-step = {plan.server.step}
-"""
+def plan_of(federation: Federation, name: str) -> Plan:
+    fields = {"rounds": 1, "round_deadline_seconds": 5.0, "local": {"clip_norm": 1000.0}, "server": {"step": 1.0}}
+    return federation.plan(name, SITES, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +39,7 @@ def run_with(federation: Federation, plan: Plan, last: SimSite) -> list[str]:
     for site in (*sites, last):
         federation.link(site.name, site)
     try:
-        federation.train(toml_of(plan))
+        federation.train(plan, approved_by=())  # simulated sites approve by themselves
         until("the run ends", lambda: federation.server_status()["state"] == "finished", 60)
     finally:
         for site in SITES:
@@ -70,7 +55,7 @@ def run_with(federation: Federation, plan: Plan, last: SimSite) -> list[str]:
 
 @pytest.mark.parametrize("spoil", ["not-finite", "short", "long", "norm", "other-name", "other-round", "other-model"])
 def test_an_update_that_is_not_exactly_right_is_left_out(federation: Federation, spoil: str) -> None:
-    plan = plan_of(f"run-{spoil}")
+    plan = plan_of(federation, f"run-{spoil}")
     liar = Liar("hospital-b", plan, spoil, identity(federation, "hospital-b"))
     assert run_with(federation, plan, liar) == list(HONEST)
     assert "goes on without hospital-b" in federation.log("server")
@@ -83,7 +68,7 @@ def test_a_site_that_trains_too_long_is_left_out_at_the_deadline(federation: Fed
                 until("the others have a version", lambda: federation.server_status()["round"] == 1, 30)
             return super().__call__(message)
 
-    plan = plan_of("run-slow")
+    plan = plan_of(federation, "run-slow")
     assert run_with(federation, plan, Slow("hospital-b", plan, identity(federation, "hospital-b"))) == list(HONEST)
     assert "hospital-b: the deadline passed" in federation.log("server")
 
@@ -95,12 +80,12 @@ def test_a_site_that_fails_tells_the_server_a_code_and_no_text(federation: Feder
                 raise RuntimeError("patient Doe")
             return super().__call__(message)
 
-    plan = plan_of("run-broken")
+    plan = plan_of(federation, "run-broken")
     assert run_with(federation, plan, Broken("hospital-b", plan, identity(federation, "hospital-b"))) == list(HONEST)
     assert "hospital-b: refused: site-failed" in federation.log("server")
     assert "Doe" not in federation.log("server")
 
 
 def test_all_four_are_in_the_cohort_where_all_are_honest(federation: Federation) -> None:
-    plan = plan_of("run-honest")
+    plan = plan_of(federation, "run-honest")
     assert run_with(federation, plan, SimSite("hospital-b", plan, identity(federation, "hospital-b"))) == list(SITES)

@@ -4,26 +4,28 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from nexus_common.plan import Plan
 
 from tests.processes.harness import Federation, until
 
 pytestmark = pytest.mark.processes
+Sites = tuple[str, ...]
 SITES = ("bank-a", "hospital-a", "hospital-b")
-QUICK = "[local]\nsteps = 5\nbatch_rows = 8\n[adapter]\nsalience = false\n"
-SLOW = "[local]\nsteps = 200\nbatch_rows = 16\n[adapter]\nsalience = false\n"
+FOUR = (*SITES, "bank-b")
+QUICK = {"local": {"steps": 5, "batch_rows": 8}, "adapter": {"salience": False}}
+SLOW = {"local": {"steps": 200, "batch_rows": 16}, "adapter": {"salience": False}}
 
 
 @pytest.fixture(scope="module")
 def federation() -> Iterator[Federation]:
     with Federation() as made:
-        made.found(*SITES, rows=60)
-        made.start_all(SITES)
+        made.found(*FOUR, rows=60)
+        made.start_all(FOUR)
         yield made
 
 
-def plan(name: str, rounds: int, recipe: str, min_cohort: int = 3) -> str:
-    head = f'name = "{name}"\nsites = {list(SITES)}\nrounds = {rounds}\nmin_cohort = {min_cohort}\n'
-    return head + f"gather_seconds = 30.0\nround_deadline_seconds = 60.0\n{recipe}"
+def plan(federation: Federation, name: str, rounds: int, recipe: dict[str, Any], sites: Sites = SITES) -> Plan:
+    return federation.plan(name, sites, rounds=rounds, **recipe)
 
 
 def versions(federation: Federation, run: str) -> list[dict[str, Any]]:
@@ -32,8 +34,8 @@ def versions(federation: Federation, run: str) -> list[dict[str, Any]]:
 
 def finished(federation: Federation, run: str) -> bool:
     status = federation.server_status()
-    assert status["run"] == run
-    return bool(status["state"] == "finished")
+    assert run in (status["run"], status["wanted"])
+    return [status["run"], status["state"]] == [run, "finished"]
 
 
 def training(federation: Federation, at_least: int) -> Any:
@@ -41,6 +43,8 @@ def training(federation: Federation, at_least: int) -> Any:
 
     def now() -> Any:
         status = federation.server_status()
+        if status["wanted"]:
+            return None  # the approvals are on their way
         assert status["state"] == "running", status
         return status if status["phase"] == "training" and status["round"] >= at_least else None
 
@@ -52,7 +56,7 @@ def version_of(federation: Federation, site: str) -> int:
 
 
 def test_a_run_gives_every_site_its_last_version_and_figures_for_it(federation: Federation) -> None:
-    federation.train(plan("first", 3, "[local]\nsteps = 5\nbatch_rows = 8\n"))  # with salience
+    federation.train(plan(federation, "first", 3, {"local": QUICK["local"]}))  # with salience
     until("the run ends", lambda: finished(federation, "first"))
     assert [v["number"] for v in versions(federation, "first")] == [0, 1, 2, 3]
     assert all(v["cohort"] == list(SITES) for v in versions(federation, "first") if v["number"])
@@ -66,12 +70,13 @@ def test_a_run_gives_every_site_its_last_version_and_figures_for_it(federation: 
     assert shown == {(m, k) for m in ("keyword", "base", "alone", "federated") for k in ("nDCG@10", "MRR@10")}
     assert (report["run"], report["version"], report["rows"]) == ("first", 3, 60)
     sites = federation.ask("nexus-server", "sites")
-    assert [line["readiness"] for line in sites["sites"]] == ["ready"] * 3
-    assert "60" not in str([line["readiness"] for line in sites["sites"]]), "no count leaves a site"
+    told = [(line["standing"], line["readiness"]) for line in sites["sites"]]
+    took_part = ("first: approved", "ready")
+    assert told == [took_part, (None, None), took_part, took_part]
 
 
 def test_kill_9_of_the_server_in_a_round_loses_no_committed_round(federation: Federation) -> None:
-    federation.train(plan("crash", 1000, SLOW))
+    federation.train(plan(federation, "crash", 1000, SLOW))
     training(federation, 1)
     before = versions(federation, "crash")
     federation.kill("server")
@@ -85,13 +90,14 @@ def test_kill_9_of_the_server_in_a_round_loses_no_committed_round(federation: Fe
 
 
 def test_kill_9_of_a_site_in_training_costs_its_update_only_and_it_comes_back(federation: Federation) -> None:
-    federation.train(plan("site-dies", 1000, SLOW, min_cohort=2))  # longer than any restart takes
+    federation.train(plan(federation, "site-dies", 1000, SLOW, FOUR))  # longer than any restart takes
     training(federation, 1)
-    assert versions(federation, "site-dies")[1]["cohort"] == list(SITES)
+    assert versions(federation, "site-dies")[1]["cohort"] == sorted(FOUR)
     federation.kill("hospital-b")
-    until("a round without it", lambda: versions(federation, "site-dies")[-1]["cohort"] == ["bank-a", "hospital-a"])
+    others = ["bank-a", "bank-b", "hospital-a"]
+    until("a round without it", lambda: versions(federation, "site-dies")[-1]["cohort"] == others)
     federation.start("hospital-b")
-    until("a round with it", lambda: versions(federation, "site-dies")[-1]["cohort"] == list(SITES))
+    until("a round with it", lambda: versions(federation, "site-dies")[-1]["cohort"] == sorted(FOUR))
     federation.ask("nexus-server", "stop", "site-dies")
     until("it stops", lambda: federation.server_status()["state"] == "stopped")
     last = federation.server_status()["round"]
@@ -99,22 +105,24 @@ def test_kill_9_of_a_site_in_training_costs_its_update_only_and_it_comes_back(fe
     until("it has the last version", lambda: version_of(federation, "hospital-b") == last)
 
 
-def test_below_min_cohort_the_run_waits_and_says_for_whom_since_when(federation: Federation) -> None:
+def test_below_the_quorum_the_run_waits_and_says_for_whom_since_when(federation: Federation) -> None:
+    federation.train(plan(federation, "waits", 1000, QUICK))
+    training(federation, 1)
     assert federation.end("hospital-b") == 0
-    federation.train(plan("waits", 2, QUICK))
-    waiting = until("it waits", lambda: federation.server_status()["phase"] == "waiting")
-    assert waiting
-    until("it names the site", lambda: federation.server_status()["missing"] == ["hospital-b"])
+    until("it waits", lambda: federation.server_status()["phase"] == "waiting")
+    assert federation.server_status()["missing"] == ["hospital-b"]
     printed = federation.call("nexus-server", "status").stdout
     assert "waiting for hospital-b since 20" in printed
-    assert "nothing is lost" in printed
-    assert federation.server_status()["round"] == 0
+    assert "with 3 sites nobody can be spared; nothing is lost" in printed
+    reached = federation.server_status()["round"]
     federation.start("hospital-b")
-    until("the run ends", lambda: finished(federation, "waits"))
+    until("it goes on", lambda: federation.server_status()["round"] > reached)
+    federation.ask("nexus-server", "stop", "waits")
+    until("it stops", lambda: federation.server_status()["state"] == "stopped")
 
 
 def test_stop_ends_a_run_after_its_round_and_train_resumes_it(federation: Federation) -> None:
-    federation.train(plan("stops", 1000, SLOW))
+    federation.train(plan(federation, "stops", 1000, SLOW))
     training(federation, 1)
     refused = federation.call("nexus-server", "stop", "other")
     assert refused.returncode == 1
@@ -123,21 +131,20 @@ def test_stop_ends_a_run_after_its_round_and_train_resumes_it(federation: Federa
     until("it stops", lambda: federation.server_status()["state"] == "stopped")
     reached = federation.server_status()["round"]
     assert 1 <= reached < 1000
-    changed = federation.home / "changed.toml"
-    changed.write_text(plan("stops", 5, QUICK))
+    changed = federation.write_plan(plan(federation, "stops", 5, QUICK))
     refused = federation.call("nexus-server", "train", str(changed))
     assert refused.returncode == 1
     assert "rounds" in refused.stderr
     assert "another name" in refused.stderr
-    federation.train(plan("stops", 1000, SLOW))
+    federation.ask("nexus-server", "train", "stops", "--detach")
     until("it goes on", lambda: federation.server_status()["round"] > reached)
     federation.ask("nexus-server", "stop", "stops")
     until("it stops", lambda: federation.server_status()["state"] == "stopped")
 
 
 def test_a_plan_with_a_site_that_is_not_enrolled_is_refused_by_name(federation: Federation) -> None:
-    path = federation.home / "plan.toml"
-    path.write_text(plan("typo", 2, QUICK).replace("hospital-b", "hospital-c"))
+    path = federation.write_plan(plan(federation, "typo", 2, QUICK))
+    path.write_text(path.read_text().replace("hospital-b", "hospital-c"))
     refused = federation.call("nexus-server", "train", str(path))
     assert refused.returncode == 1
     assert "not enrolled: hospital-c; did you mean 'hospital-" in refused.stderr
@@ -150,13 +157,11 @@ def test_a_second_agent_of_a_site_is_refused(federation: Federation) -> None:
 
 
 def test_a_site_that_refuses_a_run_says_why_at_home_and_only_a_code_to_the_server(federation: Federation) -> None:
-    path = federation.home / "plan.toml"
-    path.write_text(plan("other-base", 2, QUICK).replace("rounds", f'base_model = "{"0" * 64}"\nrounds', 1))
-    federation.ask("nexus-server", "train", str(path), "--detach")
+    federation.train(plan(federation, "other-base", 2, QUICK | {"base_model": "0" * 64}))
     until(
         "the sites refuse",
         lambda: (
-            [s["readiness"] for s in federation.ask("nexus-server", "sites")["sites"]]
+            [s["readiness"] for s in federation.ask("nexus-server", "sites")["sites"] if s["site"] in SITES]
             == ["refused: unknown-base-model"] * 3
         ),
     )

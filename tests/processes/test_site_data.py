@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from nexus_client.split import DEFAULT_SHARE, side
+from nexus_common import certs
 
+from tests.federation.sim import SimSite
 from tests.processes.harness import Federation, until, write_rows
 
 pytestmark = pytest.mark.processes
@@ -38,7 +40,7 @@ def test_a_good_site_is_told_so_line_by_line(federation: Federation, tmp_path: P
     code, shown = checked(federation)
     assert code == 0, shown
     names = [line["name"] for line in federation.ask("nexus-client", "check")["lines"] if line["state"] == "ok"]
-    assert names == ["settings", "base model", "data", "hold-out", "disk", "certificate", "server", "clock"]
+    assert names == ["settings", "policy", "base model", "data", "hold-out", "disk", "certificate", "server", "clock"]
 
 
 def test_a_missing_file_is_named_with_the_remedy(federation: Federation, tmp_path: Path) -> None:
@@ -101,13 +103,23 @@ def test_an_empty_hold_out_is_said_where_figures_would_stand(federation: Federat
 def test_a_site_without_text_refuses_the_run_with_a_code_and_takes_part_once_it_has_some(
     federation: Federation, tmp_path: Path
 ) -> None:
-    later = tmp_path / "later.jsonl"
+    others, later = ("bank-a", "bank-b"), tmp_path / "later.jsonl"
+    for other in others:
+        federation.join(other, write_rows(tmp_path / f"{other}.jsonl", 20, "box"))
     use(federation, later)
     federation.start(SITE)
-    federation.train(f'name = "one"\nsites = ["{SITE}"]\nrounds = 1\nmin_cohort = 1\n[local]\nsteps = 2\n')
-    until("it refuses", lambda: federation.ask("nexus-server", "sites")["sites"][0]["readiness"] == "refused: no-data")
+    federation.policy(SITE, max_clip_norm=1000.0)
+    plan = federation.plan("one", (SITE, *others), rounds=1, local={"steps": 2, "clip_norm": 1000.0})
+    for other in others:
+        federation.link(other, SimSite(other, plan, certs.load_identity(federation.keys(other) / "identity.key")))
+    federation.train(plan, approved_by=[SITE])
+
+    def readiness() -> str | None:
+        return next(s["readiness"] for s in federation.ask("nexus-server", "sites")["sites"] if s["site"] == SITE)
+
+    until("it refuses", lambda: readiness() == "refused: no-data")
     assert "later.jsonl does not exist" in federation.log(SITE)
-    waits = federation.ask("nexus-client", "status")["problem"]
+    waits = federation.ask("nexus-client", "status", "--site", SITE)["problem"]
     assert "later.jsonl does not exist" in waits
     write_rows(later, 40, "ward")
     until("the run ends", lambda: federation.server_status()["state"] == "finished")

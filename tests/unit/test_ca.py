@@ -15,9 +15,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 from nexus_common import certs
+from nexus_common.audit import AuditLog
 from nexus_common.enrolment import EnrolAnswer, EnrolRequest, Invite, request_bytes
 from nexus_common.errors import NexusError, Refusal
 from nexus_server.ca import CertificateAuthority, CertificateFiles, Enrolment, _checked_key
+from nexus_server.records import Invitation
 from nexus_server.registry import Registry
 from nexus_server.settings import ServerSettingsFile
 
@@ -53,8 +55,9 @@ def enrolment(tmp_path: Path) -> Enrolment:
     settings = ServerSettingsFile(
         name="demo", contact="Kim", address=main, listen=main, enrol_address=enrol, enrol_listen=enrol
     )
-    made = Enrolment(authority, Registry(tmp_path), settings)
-    made.registry.invite(SITE, hashlib.sha256(SECRET).digest(), time.time() + 60)
+    made = Enrolment(authority, Registry(tmp_path), settings, AuditLog(tmp_path / "audit.jsonl"))
+    now = time.time()
+    made.registry.invite(Invitation(hashlib.sha256(SECRET).digest(), SITE, now, now + 60, None, "St Anna", "Dr X"))
     return made
 
 

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_client.agent_api import CheckLine
 from nexus_client.check import check_site
+from nexus_client.policy import write_policy
 from nexus_client.site import SiteHome
 from nexus_common import certs
 
@@ -87,6 +88,7 @@ def place(tmp_path: Path) -> SiteHome:
     rows = "".join(f'{{"query": "question {i}", "passage": "answer {i}"}}\n' for i in range(60))
     (tmp_path / "rows.jsonl").write_text(rows)
     write(made, "127.0.0.1:1")
+    write_policy(made.policy_file, "a")
     return made
 
 
@@ -106,6 +108,13 @@ def test_a_site_in_order_has_no_fault(place: SiteHome, start: Callable[..., str]
     report = check_site(place)
     assert report.good
     assert {line.name for line in report.lines if line.state == "ok"} >= {"settings", "data", "disk", "server", "clock"}
+
+
+def test_a_policy_that_cannot_be_read_is_a_fault_and_one_that_allows_no_plan_a_warning(place: SiteHome) -> None:
+    assert [line.state for line in lines(place, "policy")] == ["ok", "warning"]
+    place.policy_file.write_text("accept_no_record_privacy = maybe")
+    (found,) = lines(place, "policy")
+    assert (found.state, "policy-invalid" in found.found) == ("fault", True)
 
 
 def test_one_fault_does_not_hide_the_next(place: SiteHome) -> None:

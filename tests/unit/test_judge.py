@@ -14,7 +14,7 @@ from nexus_client.split import side
 from nexus_client.workspace import Workspace
 from nexus_common.errors import Refusal
 from nexus_common.layout import WIDTH, Layout, Vector
-from nexus_common.plan import Plan
+from nexus_common.plan import Recipe
 
 PLAIN, POOLING = Layout(), Layout(0, 0)
 THINGS = [
@@ -161,12 +161,10 @@ def test_embeddings_are_of_length_1_in_the_order_asked(workspace: Workspace) -> 
     np.testing.assert_allclose(pooled, plain, atol=2e-3)  # token states are kept in float16
 
 
-def test_a_run_of_another_roster_or_base_is_refused(workspace: Workspace) -> None:
-    workspace.check_plan(Plan(name="demo", sites=("a", "b", "c"), base_model=workspace.base_hash))
-    with pytest.raises(Refusal, match="wrong-context"):
-        workspace.check_plan(Plan(name="demo", sites=("b", "c", "d")))
+def test_a_recipe_of_another_base_is_refused(workspace: Workspace) -> None:
+    workspace.check_base(Recipe(base_model=workspace.base_hash))
     with pytest.raises(Refusal, match="unknown-base-model"):
-        workspace.check_plan(Plan(name="demo", sites=("a", "b", "c"), base_model="0" * 64))
+        workspace.check_base(Recipe(base_model="0" * 64))
 
 
 def test_nothing_to_choose_by_is_no_score(workspace: Workspace, tmp_path: Path) -> None:

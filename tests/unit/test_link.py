@@ -9,7 +9,9 @@ import pytest
 from nexus_client import link as module
 from nexus_client.link import Link
 from nexus_common import certs, wire
+from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
+from nexus_common.journal import Journal
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Link:
     certificate = certs.issue_site(ca_key, authority, key.public_key(), "hospital-a", bytes(32), now)
     (tmp_path / "site.crt").write_bytes(certs.pem(certificate))
     certs.save_key(tmp_path / "transport.key", key)
-    return Link("127.0.0.1:1", tmp_path, lambda _: wire.Readiness(wire.READY))
+    return Link("127.0.0.1:1", tmp_path, lambda _: wire.Readiness(wire.READY), Journal(AuditLog(tmp_path / "log")))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nexus_common.config import validate
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Layout
 from nexus_common.plan import (
@@ -18,13 +19,22 @@ from nexus_common.plan import (
     read_plan,
 )
 
-SHORT = 'name = "demo"\nsites = ["a", "b", "c"]\n'
+from tests.plans import make_plan, member, plan_fields
+
+FIELDS = plan_fields("abc", name="demo")
+HEAD = 'name = "demo"\npurpose = "tests"\nend_date = "2099-12-31"\n'
+ROSTER = "".join(
+    "[[sites]]\n" + "".join(f'{key} = "{value}"\n' for key, value in member(name).items()) for name in "abc"
+)
 PLANS = st.builds(
     Plan,
     name=st.just("demo"),
-    sites=st.just(("a", "b", "c")),
+    purpose=st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=300),
+    end_date=st.dates(),
+    sites=st.just(make_plan("abc").sites),
     rounds=st.integers(1, 100_000),
-    min_cohort=st.integers(1, 3),
+    min_cohort=st.just(3),
+    start=st.sampled_from(["every-site", "quorum"]),
     round_deadline_seconds=st.floats(1, 86_400),
     adapter=st.builds(AdapterSettings, seed=st.integers(0, 2**63 - 1), salience=st.booleans()),
     local=st.builds(LocalSettings, learning_rate=st.floats(min_value=1e-300, max_value=1e300)),
@@ -33,7 +43,9 @@ PLANS = st.builds(
 
 
 def plan(more: str = "") -> Plan:
-    return parse_plan(SHORT + more, "plan.toml")
+    """``more``: single settings first, then tables."""
+    single, bracket, tables = more.partition("[")
+    return parse_plan(f"{HEAD}{single}\n{ROSTER}{bracket}{tables}", "plan.toml")
 
 
 @given(PLANS)
@@ -47,16 +59,13 @@ def test_two_plans_have_the_same_hash_only_if_they_are_the_same(one: Plan, other
 
 
 def test_order_comments_and_stated_defaults_do_not_change_the_hash() -> None:
-    assert plan().hash == parse_plan('rounds = 10 # ten\nsites = ["a", "b", "c"]\nname = "demo"\n', "x").hash
-
-
-def test_the_order_of_sites_is_part_of_the_hash() -> None:
-    assert plan().hash != parse_plan('name = "demo"\nsites = ["b", "a", "c"]\n', "x").hash
+    turned = "".join(f"{line}\n" for line in reversed(HEAD.splitlines()))
+    assert plan().hash == parse_plan(f"rounds = 10 # ten\nmin_cohort = 3\n{turned}{ROSTER}", "x").hash
 
 
 def test_the_hash_is_of_all_settings_in_sorted_compact_json() -> None:
     assert plan().canonical.startswith(b'{"adapter":{"activation":"tanh",')
-    assert plan().hash == hashlib.sha256(b"nexus run 1\n" + plan().canonical).digest()
+    assert plan().hash == hashlib.sha256(b"nexus consortium plan 1\n" + plan().canonical).digest()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +91,8 @@ def test_the_seed_is_eight_little_endian_bytes() -> None:
     "text",
     [
         "rounds = 0",
-        "min_cohort = 0",
+        'hours_utc = "25:00-26:00"',
+        'start = "nobody"',
         "round_deadline_seconds = nan",
         "gather_seconds = inf",
         'base_model = "8FE2"',
@@ -106,18 +116,66 @@ def test_a_value_out_of_range_is_refused_by_name(text: str) -> None:
         plan(text)
 
 
-def test_a_site_named_twice_is_refused() -> None:
-    with pytest.raises(NexusError, match="names a site twice: a, b, a"):
-        parse_plan('name = "demo"\nsites = ["a", "b", "a"]', "x")
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"sites": [member(name) for name in "ab"]}, "roster"),
+        ({"sites": [member(name) for name in "bac"]}, "roster"),
+        ({"sites": [member(name) for name in "aab"]}, "roster"),
+        ({"sites": [member("a"), member("b"), member("a") | {"name": "c"}]}, "roster"),
+        ({"sites": [member(f"s{i:03}") for i in range(65)]}, "roster"),
+        ({"min_cohort": 2}, "cohort-too-small"),
+        ({"min_cohort": 4}, "cohort-too-small"),
+        ({"aggregation": {"mod_bits": 16}}, "codec"),
+        ({"aggregation": {"value_bits": 24}}, "codec"),
+        ({"aggregation": {"slots": 0}}, "malformed"),
+        ({"privacy": {"noise": 1.0, "sampling": 0.1, "honest": 9}}, "codec"),
+    ],
+    ids=str,
+)
+def test_what_the_protocol_refuses_is_no_plan(changed: dict[str, object], code: str) -> None:
+    with pytest.raises(NexusError, match=f"{code}: "):
+        validate(Plan, FIELDS | changed, "plan.toml")
 
 
-def test_a_cohort_larger_than_the_roster_is_refused() -> None:
-    with pytest.raises(NexusError, match="min_cohort = 4, but sites names only 3"):
-        plan("min_cohort = 4")
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"purpose": " "}, "purpose: say what the model is for"),
+        (
+            {"sites": [member("a") | {"contact": ""}, member("b"), member("c")]},
+            "controller and contact of a are missing",
+        ),
+        ({"purpose": "search\u202ehcraes"}, "purpose: holds characters that do not print"),
+        ({"purpose": "search\n# heading"}, "purpose: holds characters that do not print"),
+        ({"name": "x" * 49}, "name: "),
+        ({"end_date": "2027-02-30"}, "end_date: "),
+    ],
+    ids=["no purpose", "no contact", "turned", "two lines", "long name", "no day"],
+)
+def test_what_people_could_not_read_or_sign_for_is_no_plan(changed: dict[str, object], named: str) -> None:
+    with pytest.raises(NexusError, match=named):
+        validate(Plan, FIELDS | changed, "plan.toml")
+
+
+def test_the_protocol_plans_derive_by_the_specifications_rule() -> None:
+    found = make_plan("abcde", name="demo", rounds=7, min_cohort=4)
+    (derived,) = found.protocol_plans
+    model = hashlib.sha256(b"nexus-sa/1 layout\n" + found.hash + found.adapter.layout.hash).digest()
+    assert (derived.run, derived.model, derived.rounds, derived.dim) == ("demo.0", model, 34, 148_224)
+    assert (derived.t, derived.min_cohort, derived.quorum, found.quorum) == (4, 4, 4, 4)
+    assert derived.roster == tuple((one.name, bytes.fromhex(one.key)) for one in found.sites)
+
+
+def test_only_the_canonical_form_crosses_the_wire() -> None:
+    for other in (b" " + plan().canonical, plan().canonical.replace(b'"rounds":10,', b"")):
+        assert Plan.model_validate_json(other) == plan(), "the same plan in other bytes"
+        with pytest.raises(Refusal, match="canonical"):
+            plan_from_wire(other)
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
-    (tmp_path / "plan.toml").write_text(SHORT)
+    (tmp_path / "plan.toml").write_text(HEAD + ROSTER)
     assert read_plan(tmp_path / "plan.toml") == plan()
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nexus_common.errors import NexusError
-from nexus_common.plan import Plan
-from nexus_server import registry as module
-from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
-from nexus_server.registry import MIGRATIONS, Registry
+from nexus_server import database as module
+from nexus_server.database import MIGRATIONS
+from nexus_server.records import FINISHED, MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPED, STOPPING, WITHDRAWN, Run
+from nexus_server.registry import Registry
 
-PLAN = Plan(name="demo", sites=("a", "b", "c"))
+from tests.plans import make_plan
+
+PLAN = make_plan("abc", name="demo")
 VECTORS = [np.full(4, number, np.float32) for number in range(4)]
 
 
@@ -57,7 +59,7 @@ def sql(registry: Registry, statement: str, *values: object) -> None:
 
 
 def test_a_run_begins_at_its_first_vector(registry: Registry) -> None:
-    assert run(reopened(registry)) == Run(PLAN, RUNNING, 0, None)
+    assert run(reopened(registry)) == Run(PLAN, RUNNING, 0, 0, None)
     np.testing.assert_array_equal(Registry(registry.folder).vector("demo", 0), VECTORS[0])
 
 
@@ -101,8 +103,7 @@ def test_a_crash_between_files_and_commit_leaves_the_last_round_whole(registry: 
 def test_a_round_cannot_be_committed_twice(registry: Registry) -> None:
     stale = run(registry)
     commit(registry, 1)
-    with pytest.raises(NexusError, match="UNIQUE"):
-        registry.commit_round(stale, VECTORS[2], {}, ["a"], 1.0, 0)
+    assert not registry.commit_round(stale, VECTORS[2], {}, ["a"], 1.0, 0)
     assert velocity(registry) == 0.1
     np.testing.assert_array_equal(registry.vector("demo", 1), VECTORS[1])
 
@@ -145,7 +146,7 @@ def test_a_run_is_active_until_it_has_stopped(registry: Registry, state: str, ac
     registry.set_state("demo", state, expected=RUNNING)
     again = reopened(registry)
     assert bool(again.active_run()) == active
-    assert again.last_run() == Run(PLAN, state, 0, None)
+    assert again.last_run() == Run(PLAN, state, 0, 0, None)
 
 
 def test_a_second_run_of_a_name_changes_nothing(registry: Registry) -> None:
@@ -154,13 +155,38 @@ def test_a_second_run_of_a_name_changes_nothing(registry: Registry) -> None:
     np.testing.assert_array_equal(registry.vector("demo", 0), VECTORS[0])
 
 
+def test_a_rollback_takes_later_versions_out_of_use_and_trains_on_from_between(registry: Registry) -> None:
+    for number in (1, 2, 3):
+        commit(registry, number)
+    registry.roll_back(run(registry), 1, np.full(4, 1.5, np.float32))
+    again = reopened(registry)
+    assert [v.state for v in again.versions("demo")] == [MADE, MADE, ROLLED_BACK, ROLLED_BACK, MIDPOINT]
+    assert (again.in_use("demo"), run(again).round, run(again).done, velocity(again)) == (1, 4, 3, None)
+    np.testing.assert_array_equal(again.vector("demo", 4), np.full(4, 1.5))
+    assert again.commit_round(run(again), VECTORS[0], {}, ["a", "b", "c"], 1.0, 0)
+    assert (again.in_use("demo"), run(again).done) == (5, 4)
+
+
+def test_a_round_that_began_before_a_rollback_or_withdrawal_is_void(registry: Registry) -> None:
+    for number in (1, 2):
+        commit(registry, number)
+    stale = run(registry)
+    registry.roll_back(stale, 1, VECTORS[1])
+    assert not registry.commit_round(stale, VECTORS[3], {}, ["a"], 1.0, 0)
+    current = run(registry)
+    registry.withdraw("demo", 1, current.round)
+    assert not registry.commit_round(current, VECTORS[3], {}, ["a"], 1.0, 0)
+    assert [v.state for v in registry.versions("demo")] == [MADE, *[WITHDRAWN] * 3]
+    assert registry.in_use("demo") == 0
+
+
 def test_failed_rounds_are_counted_a_run_and_bounded(registry: Registry) -> None:
     row = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) "
     sql(registry, f"INSERT INTO failed_rounds {row} SELECT 'demo', 1, 0, '{{}}' FROM n")
     registry.note_failed_round("other", 2, {"a": "norm-bound"})
     registry.note_failed_round("demo", 2, {"a": "norm-bound"})
     assert (registry.failed_rounds("demo"), registry.failed_rounds("other")) == (999, 1)
-    (newest,) = registry._rows("SELECT reasons FROM failed_rounds WHERE number = 2 AND run = 'demo'")
+    (newest,) = registry.rows("SELECT reasons FROM failed_rounds WHERE number = 2 AND run = 'demo'")
     assert json.loads(newest["reasons"]) == {"a": "norm-bound"}
 
 
@@ -174,8 +200,8 @@ def test_an_older_schema_is_migrated_and_keeps_its_rows(registry: Registry, monk
     more = "ALTER TABLE sites ADD COLUMN note TEXT; CREATE TABLE notes (text TEXT) STRICT;"
     monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, more))
     again = reopened(registry)
-    assert again._rows("PRAGMA user_version") == [{"user_version": len(MIGRATIONS) + 1}]
-    assert again._rows("SELECT * FROM notes") == []
+    assert again.rows("PRAGMA user_version") == [{"user_version": len(MIGRATIONS) + 1}]
+    assert again.rows("SELECT * FROM notes") == []
     assert run(again).plan == PLAN
 
 
@@ -185,7 +211,7 @@ def test_a_migration_that_fails_leaves_the_old_schema(registry: Registry, monkey
         reopened(registry)
     monkeypatch.undo()
     again = Registry(registry.folder)
-    assert again._rows("SELECT name FROM sqlite_master WHERE name = 'notes'") == []
+    assert again.rows("SELECT name FROM sqlite_master WHERE name = 'notes'") == []
 
 
 def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from nexus_common.errors import NexusError
-from nexus_server.records import SiteRow
+from nexus_server.records import Invitation, SiteRow
 from nexus_server.registry import Registry
 
 
@@ -20,8 +20,12 @@ def site(name: str, key: bytes = b"") -> SiteRow:
     return SiteRow(name, key, b"pem", key, b"certificate", time.time() + 9e6, time.time(), None, None)
 
 
+def invitation(site: str, secret: bytes, expires: float) -> Invitation:
+    return Invitation(secret, site, time.time(), expires, None, f"Controller of {site}", f"Dr {site}")
+
+
 def test_an_invitation_is_open_until_its_site_is_seen(registry: Registry) -> None:
-    registry.invite("a", b"secret", time.time() + 60)
+    registry.invite(invitation("a", b"secret", time.time() + 60))
     assert registry.open_invitations() == ["a"]
     registry.enrol(site("a"), b"secret", b"request")
     assert registry.open_invitations() == ["a"], "the answer may have been lost, so it may come again"
@@ -30,7 +34,7 @@ def test_an_invitation_is_open_until_its_site_is_seen(registry: Registry) -> Non
 
 
 def test_an_expired_invitation_is_not_open_and_still_known(registry: Registry) -> None:
-    registry.invite("a", b"secret", time.time() - 1)
+    registry.invite(invitation("a", b"secret", time.time() - 1))
     assert registry.open_invitations() == []
     found = registry.invitation(b"secret")
     assert found is not None
@@ -38,14 +42,14 @@ def test_an_expired_invitation_is_not_open_and_still_known(registry: Registry) -
 
 
 def test_a_newer_invitation_ends_the_older_one(registry: Registry) -> None:
-    registry.invite("a", b"old", time.time() + 60)
-    registry.invite("a", b"new", time.time() + 60)
+    registry.invite(invitation("a", b"old", time.time() + 60))
+    registry.invite(invitation("a", b"new", time.time() + 60))
     assert registry.invitation(b"old") is None
     assert [one.secret_hash for one in registry.invitations()] == [b"new"]
 
 
 def test_a_used_invitation_remembers_the_request(registry: Registry) -> None:
-    registry.invite("a", b"secret", time.time() + 60)
+    registry.invite(invitation("a", b"secret", time.time() + 60))
     registry.enrol(site("a"), b"secret", b"request")
     found = Registry(registry.folder).invitation(b"secret")
     assert found is not None
@@ -54,7 +58,7 @@ def test_a_used_invitation_remembers_the_request(registry: Registry) -> None:
 
 def test_a_site_with_the_keys_of_another_is_not_enrolled_and_uses_no_invitation(registry: Registry) -> None:
     for name in ("a", "b"):
-        registry.invite(name, name.encode(), time.time() + 60)
+        registry.invite(invitation(name, name.encode(), time.time() + 60))
     registry.enrol(site("a", b"key"), b"a", b"request")
     with pytest.raises(NexusError, match="UNIQUE"):
         registry.enrol(site("b", b"key"), b"b", b"request")

@@ -4,41 +4,52 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nexus_client.versions import StoredAdapter, federated_file
 from nexus_common.errors import NexusError
-from nexus_common.plan import Plan
+from nexus_common.plan import Recipe
+from nexus_common.versions import StoredAdapter
 from safetensors.numpy import save
 
-PLAN = Plan(name="demo", sites=("a", "b", "c"))
+from tests.plans import make_plan
+
+PLAN = make_plan("abc")
 VECTOR = PLAN.adapter.layout.first_vector(b"") + np.float32(0.5)
 FACTS = {"plan": PLAN.canonical.decode(), "number": "7", "trained_on": "data"}
 
 
 def read(folder: Path, data: bytes) -> StoredAdapter | None:
-    path = federated_file(folder)
+    path = folder / "federated.safetensors"
     path.write_bytes(data)
     return StoredAdapter.read(path)
 
 
 def test_an_adapter_comes_back_with_its_plan(tmp_path: Path) -> None:
-    StoredAdapter(PLAN, 7, VECTOR, "data").write(federated_file(tmp_path))
-    found = StoredAdapter.read(federated_file(tmp_path))
+    StoredAdapter(PLAN, 7, VECTOR, "data").write(tmp_path / "federated.safetensors")
+    found = StoredAdapter.read(tmp_path / "federated.safetensors")
     assert found is not None
     assert (found.plan, found.number, found.trained_on) == (PLAN, 7, "data")
     np.testing.assert_array_equal(found.vector, VECTOR)
 
 
+def test_a_sites_own_adapter_has_a_recipe_and_belongs_to_no_plan(tmp_path: Path) -> None:
+    StoredAdapter(Recipe(), 3, VECTOR, "data").write(tmp_path / "alone.safetensors")
+    found = StoredAdapter.read(tmp_path / "alone.safetensors")
+    assert found is not None
+    assert found.recipe == Recipe()
+    with pytest.raises(NexusError, match="belongs to no plan"):
+        _ = found.plan
+
+
 def test_a_newer_version_takes_the_place_of_the_older(tmp_path: Path) -> None:
     for number in (1, 2):
-        StoredAdapter(PLAN, number, VECTOR).write(federated_file(tmp_path))
-    found = StoredAdapter.read(federated_file(tmp_path))
+        StoredAdapter(PLAN, number, VECTOR).write(tmp_path / "federated.safetensors")
+    found = StoredAdapter.read(tmp_path / "federated.safetensors")
     assert found is not None
     assert found.number == 2
     assert [path.name for path in tmp_path.iterdir()] == ["federated.safetensors"]
 
 
 def test_nothing_stored_is_nothing(tmp_path: Path) -> None:
-    assert StoredAdapter.read(federated_file(tmp_path)) is None
+    assert StoredAdapter.read(tmp_path / "federated.safetensors") is None
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,17 @@ ROUND = st.integers(0, 2**31 - 1)
 MESSAGES = st.one_of(
     st.builds(wire.Prepare, st.binary()),
     st.builds(wire.Readiness, st.sampled_from([wire.READY, wire.PREPARING])),
-    st.builds(wire.TrainRound, BYTES_32, ROUND, st.binary()),
+    st.builds(wire.TrainRound, BYTES_32, ROUND, st.integers(0, 1), st.binary()),
     st.builds(wire.Update, BYTES_32, st.binary(min_size=64, max_size=64), st.binary()),
     st.builds(wire.Deliver, BYTES_32, ROUND, st.binary()),
     st.builds(wire.Received, BYTES_32),
+    st.builds(wire.Propose, st.binary(max_size=70)),
+    st.builds(
+        wire.Standing,
+        st.sampled_from([wire.PENDING, wire.APPROVED, wire.WITHDRAWN]),
+        st.sampled_from(["", *sorted(REFUSALS)]),
+        st.binary(min_size=64, max_size=64),
+    ),
     st.builds(wire.Refused, st.sampled_from(sorted(REFUSALS))),
 )
 NAMES = st.sampled_from(["plan", "state", "run", "round", "model", "signature", "code", "vector"]) | st.text(max_size=5)
@@ -50,7 +57,7 @@ def refusal_of(parcel: wire.Parcel) -> str:
 
 def test_the_messages_tried_here_are_all_there_are() -> None:
     assert set(wire.KINDS.values()) == set(wire.Message.__args__)
-    assert len(wire.KINDS) == 7
+    assert len(wire.KINDS) == 9
 
 
 @given(MESSAGES)
@@ -104,7 +111,7 @@ def test_an_unknown_kind_is_an_unknown_message(kind: str) -> None:
 
 @pytest.mark.parametrize("number", [-1, 2**31, True])
 def test_a_round_out_of_range_is_malformed(number: int) -> None:
-    assert refusal_of(wire.Parcel("train", {"run": RUN, "round": number}, b"")) == "malformed"
+    assert refusal_of(wire.Parcel("train", {"run": RUN, "round": number, "use": 1}, b"")) == "malformed"
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
@@ -117,9 +124,29 @@ def test_a_field_has_at_most_a_mebibyte() -> None:
     assert refusal_of(wire.Parcel("prepare", {"plan": bytes((1 << 20) + 1)})) == "malformed"
 
 
-@pytest.mark.parametrize(("kind", "name"), [("readiness", "state"), ("refused", "code")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("readiness", "state"), ("refused", "code"), ("standing", "state"), ("standing", "code")]
+)
 def test_a_word_outside_of_its_table_is_malformed(kind: str, name: str) -> None:
-    assert refusal_of(wire.Parcel(kind, {name: "almost"})) == "malformed"
+    good = {"standing": {"state": "approved", "code": "", "signature": bytes(64)}}.get(kind, {})
+    assert refusal_of(wire.Parcel(kind, good | {name: "almost"})) == "malformed"
+    assert not good or wire.decode(wire.Parcel(kind, good))
+
+
+def test_a_standing_is_believed_only_under_its_own_sites_signature() -> None:
+    key, plan = Ed25519PrivateKey.generate(), bytes(32)
+    public = key.public_key().public_bytes_raw()
+    told = wire.signed_standing(key, plan, "a", wire.PENDING, "paused")
+    wire.verify_standing(public, plan, "a", told)
+    for wrong in (
+        (public, bytes(31) + b"1", "a", told),
+        (public, plan, "b", told),
+        (public, plan, "a", dataclasses.replace(told, state=wire.APPROVED)),
+        (public, plan, "a", dataclasses.replace(told, code="")),
+        (bytes(32), plan, "a", told),
+    ):
+        with pytest.raises(Refusal, match="bad-signature"):
+            wire.verify_standing(*wrong)
 
 
 @pytest.mark.parametrize("bad", [b"", bytes(4 * LAYOUT.dim - 1), bytes(4 * LAYOUT.dim + 4)], ids=len)

@@ -1,0 +1,175 @@
+"""What a site's people have said to plans: proposals, approvals and withdrawals, asked for at each request.
+
+The server proposes, and nobody believes it: a plan counts where its hash stands in the site's own ``policy.toml``, and
+it gets there only through ``approve``, which asks a person for the twelve words that another site read out.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nexus_common import certs, wire
+from nexus_common.audit import AuditLog
+from nexus_common.disk import write_durably
+from nexus_common.errors import NexusError, Refusal
+from nexus_common.plan import Plan, plan_from_wire
+from nexus_common.plan_words import check_words
+
+from nexus_client.policy import Policy, change_policy, read_policy
+from nexus_client.site import SiteHome
+
+KEPT_PROPOSALS: Final = 8
+
+
+@dataclass(frozen=True)
+class Consent:
+    """Proposals in ``state/plans``, the policy, and the audit log of one site."""
+
+    place: SiteHome
+
+    @property
+    def key(self) -> bytes:
+        """The public identity key that a plan must name."""
+        return certs.raw_identity(certs.load_identity(self.place.keys / "identity.key"))
+
+    @property
+    def policy(self) -> Policy:
+        """As it stands now; Refusal ``policy-invalid``."""
+        return read_policy(self.place.policy_file)
+
+    @property
+    def audit(self) -> AuditLog:
+        """The site's audit log."""
+        return AuditLog(self.place.audit_file)
+
+    @property
+    def _folder(self) -> Path:
+        return self.place.state / "plans"
+
+    def offer(self, data: bytes) -> Plan:
+        """Keep a proposal; Refusal ``malformed`` or ``own-cert``: no plan without this site's own key is shown here."""
+        plan = plan_from_wire(data)
+        if (self.place.site, self.key.hex()) not in {(member.name, member.key) for member in plan.sites}:
+            raise Refusal("own-cert", f"plan {plan.name} does not name {self.place.site} with this site's key")
+        path = self._file(plan.hash)
+        if _stored(path) is None:
+            self.audit.append("plan proposed", plan=plan.hash.hex(), name=plan.name)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            write_durably(path, data)
+            self._prune()
+        return plan
+
+    def _prune(self) -> None:
+        policy = self.policy
+        named = {*policy.approved_plans, *policy.withdrawn_plans}
+        old = [plan for plan in self.proposals() if plan.hash.hex() not in named][KEPT_PROPOSALS:]
+        for plan in old:
+            self._file(plan.hash).unlink(missing_ok=True)
+
+    def _file(self, plan_hash: bytes) -> Path:
+        return self._folder / f"{plan_hash.hex()}.json"
+
+    def proposals(self) -> list[Plan]:
+        """All kept plans, the newest proposal first; a damaged file is none, and is proposed again."""
+        files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        return [plan for path in files if (plan := _stored(path)) is not None]
+
+    def plan(self, plan_hash: bytes) -> Plan:
+        """A kept plan by its hash; Refusal ``plan-not-approved`` where there is none: nobody can have approved it."""
+        plan = _stored(self._file(plan_hash))
+        if plan is None or plan.hash != plan_hash:
+            raise Refusal("plan-not-approved", "a plan that was never proposed here")
+        return plan
+
+    def find(self, name: str | None) -> Plan:
+        """The plan of this name or beginning of its hash; without one the newest proposal.  NexusError otherwise."""
+        plans = self.proposals()
+        for plan in plans:
+            if name is None or name == plan.name or (len(name) >= 8 and plan.hash.hex().startswith(name)):
+                return plan
+        if name is None:
+            raise NexusError(
+                "the server has proposed no plan yet; the coordinator does: nexus-server plan propose PLAN"
+            )
+        known = ", ".join(plan.name for plan in plans) or "none"
+        raise NexusError(f"no plan {name!r} was proposed to this site; there is: {known}")
+
+    def approved(self) -> Plan | None:
+        """The plan that is approved here."""
+        for name in self.policy.approved_plans:
+            if (plan := _stored(self._file(bytes.fromhex(name)))) is not None:
+                return plan
+        return None
+
+    def require(self, plan: Plan) -> None:
+        """Raise Refusal unless this plan may run here now."""
+        self.policy.require(plan, dt.datetime.now().astimezone())
+
+    def standing(self, plan: Plan) -> tuple[str, str]:
+        """Where this site stands on a plan, and the code of what its policy objects to, or an empty one."""
+        try:
+            policy = self.policy
+        except Refusal as refusal:
+            return wire.PENDING, refusal.code
+        name = plan.hash.hex()
+        known = {**dict.fromkeys(policy.withdrawn_plans, wire.WITHDRAWN)}
+        known |= dict.fromkeys(policy.approved_plans, wire.APPROVED)
+        try:
+            if policy.participation != "active":
+                raise Refusal(policy.participation)
+            policy.check_plan(plan, dt.datetime.now(dt.UTC).date())
+        except Refusal as refusal:
+            return known.get(name, wire.PENDING), refusal.code
+        return known.get(name, wire.PENDING), ""
+
+    def check(self, plan: Plan) -> None:
+        """Raise Refusal where the policy forbids to approve a plan; the refusal is logged."""
+        try:
+            self.policy.check_plan(plan, dt.datetime.now(dt.UTC).date())
+        except Refusal as refusal:
+            self.audit.append("refused", purpose="approve", code=refusal.code, plan=plan.hash.hex(), name=plan.name)
+            raise
+
+    def approve(self, plan: Plan, words: str, by: str, reference: str | None) -> None:
+        """Approve a plan in the name of ``by``; the approval before it ends.  Refusal where words or policy forbid."""
+        self.check(plan)
+        name = plan.hash.hex()
+        try:
+            check_words(words, plan.hash)
+        except Refusal as refusal:
+            self.audit.append("refused", purpose="approve", code=refusal.code, plan=name, name=plan.name, by=by)
+            raise
+        today = dt.datetime.now().astimezone().date()
+        note = f"{plan.name}, approved {today} by {by}" + (f", {reference}" if reference else "")
+        self.audit.append("plan approved", plan=name, name=plan.name, by=by, reference=reference)
+        if name in self.policy.withdrawn_plans:
+            self._set_withdrawn(set(self.policy.withdrawn_plans) - {name})
+        change_policy(self.place.policy_file, note, approved_plans=[name])
+
+    def withdraw(self, plan: Plan, by: str, reference: str | None) -> None:
+        """Take back an approval, at once; logged after it is done, since it must not wait for a full disk."""
+        name = plan.hash.hex()
+        if name not in self.policy.approved_plans:
+            raise NexusError(f"plan {plan.name} is not approved here; there is nothing to withdraw")
+        change_policy(self.place.policy_file, approved_plans=[])
+        self._set_withdrawn({*self.policy.withdrawn_plans, name})
+        self.audit.append("plan withdrawn", plan=name, name=plan.name, by=by, reference=reference)
+
+    def _set_withdrawn(self, names: set[str]) -> None:
+        change_policy(self.place.policy_file, withdrawn_plans=sorted(names))
+
+    def participate(self, participation: str, by: str) -> None:
+        """Pause, resume or leave; leaving takes every approval back too."""
+        if participation == "left":
+            change_policy(self.place.policy_file, approved_plans=[])
+        change_policy(self.place.policy_file, participation=participation)
+        self.audit.append(f"participation {participation}", by=by)
+
+
+def _stored(path: Path) -> Plan | None:
+    """A kept plan, None where there is none that can be read."""
+    try:
+        return plan_from_wire(path.read_bytes())
+    except (FileNotFoundError, Refusal):
+        return None

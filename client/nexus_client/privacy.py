@@ -1,0 +1,20 @@
+"""What a plan's noise is worth: epsilon by dp-accounting, computed at the site and believed from nobody else."""
+
+from nexus_common.errors import NexusError
+from nexus_common.plan import Plan
+
+
+def epsilon(plan: Plan) -> float:
+    """Record-level epsilon of all of a plan's rounds at its delta, add or remove one row (specification, "Accounting").
+
+    Failed rounds count, on the safe side, so the rounds are those of the protocol plan.  NexusError for a plan without
+    noise: it has no epsilon.
+    """
+    if plan.privacy is None:
+        raise NexusError(f"plan {plan.name} adds no noise: epsilon: none (records are not protected)")
+    import dp_accounting  # noqa: PLC0415  takes seconds to load, and few plans need it
+    from dp_accounting.pld import PLDAccountant  # noqa: PLC0415
+
+    step = dp_accounting.PoissonSampledDpEvent(plan.privacy.sampling, dp_accounting.GaussianDpEvent(plan.privacy.noise))
+    accountant = PLDAccountant().compose(step, plan.protocol_plans[0].rounds)
+    return float(accountant.get_epsilon(plan.privacy.delta))

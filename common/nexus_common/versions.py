@@ -1,0 +1,64 @@
+"""Adapters on disk: a version with the plan that it belongs to, or a site's own with its recipe.
+
+safetensors with the plan's canonical JSON beside the vector, so a version explains itself: a server that was lost is
+made again from any site's file.  Written so that a crash leaves the old file or the new one.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from nexus_common.disk import write_durably
+from nexus_common.errors import NexusError, Refusal
+from nexus_common.layout import Vector
+from nexus_common.plan import Plan, Recipe
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """A vector, the recipe or plan whose layout it has, its number in the run, and what data own ones were made of."""
+
+    recipe: Recipe
+    number: int
+    vector: Vector
+    trained_on: str = ""
+
+    @property
+    def plan(self) -> Plan:
+        """The consortium plan of a federated version; NexusError for a site's own adapter."""
+        if not isinstance(self.recipe, Plan):
+            raise NexusError("this adapter was trained by a site alone and belongs to no plan")
+        return self.recipe
+
+    def write(self, path: Path) -> None:
+        """Store durably."""
+        kind = "plan" if isinstance(self.recipe, Plan) else "recipe"
+        facts = {kind: self.recipe.model_dump_json(), "number": str(self.number), "trained_on": self.trained_on}
+        write_durably(path, save({"vector": self.vector}, metadata=facts))
+
+    @classmethod
+    def read(cls, path: Path) -> "StoredAdapter | None":
+        """What is stored, None where nothing is; NexusError where the file is damaged."""
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts, vector = file.metadata(), np.asarray(file.get_tensor("vector"), np.float32)
+            of_plan = "plan" in facts
+            recipe = (Plan if of_plan else Recipe).model_validate_json(facts["plan" if of_plan else "recipe"])
+            recipe.adapter.layout.split(vector)
+            return cls(recipe, int(facts["number"]), vector, facts["trained_on"])
+        except (SafetensorError, KeyError, ValueError, TypeError, Refusal) as problem:
+            raise NexusError(
+                f"{path} is damaged ({type(problem).__name__}); delete it and restart the agent: what is missing is "
+                "sent or made again"
+            ) from None
+
+
+def vector_hash(packed: bytes) -> str:
+    """How a plan names the version that it begins at (hex): SHA-256 of the packed vector."""
+    return hashlib.sha256(packed).hexdigest()

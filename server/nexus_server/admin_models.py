@@ -1,0 +1,90 @@
+"""Administration of versions: list them, go back to one, take some out of use."""
+
+import numpy as np
+from nexus_common.audit import AuditLog
+from nexus_common.errors import NexusError
+from nexus_common.rpc import Method, Nothing
+
+from nexus_server import admin_api as api
+from nexus_server.records import MADE, RUNNING, STOPPING, WITHDRAWN, Run
+from nexus_server.registry import Registry
+from nexus_server.rounds import Conductor
+
+
+class ModelAdministration:
+    """The calls of ``nexus-server models``."""
+
+    def __init__(self, registry: Registry, conductor: Conductor, audit: AuditLog) -> None:
+        self.registry, self.conductor, self.audit = registry, conductor, audit
+
+    def methods(self) -> dict[str, Method]:  # type: ignore[type-arg]
+        """Their part of the table."""
+        return {
+            "models": Method(Nothing, api.VersionList, self.models),
+            "rollback": Method(api.Rollback, api.VersionList, self.rollback),
+            "withdraw": Method(api.Withdrawal, api.VersionList, self.withdraw),
+        }
+
+    def models(self, _: Nothing) -> api.VersionList:
+        """All versions."""
+        return api.VersionList(
+            versions=[
+                api.VersionLine(
+                    run=v.run,
+                    number=v.number,
+                    hash=v.hash,
+                    cohort=list(v.cohort),
+                    created=v.created,
+                    seconds=v.seconds,
+                    bytes_up=v.bytes_up,
+                    state=v.state,
+                )
+                for v in self.registry.versions()
+            ]
+        )
+
+    def rollback(self, request: api.Rollback) -> api.VersionList:
+        """Use an earlier version at once; training goes on from between it and its successor ("Recovery")."""
+        run = self._named(request.run)
+        states = {v.number: v.state for v in self.registry.versions(run.plan.name)}
+        in_use = self.registry.in_use(run.plan.name)
+        if states.get(request.version) != MADE or request.version == in_use:
+            good = ", ".join(str(number) for number, state in states.items() if state == MADE and number != in_use)
+            raise NexusError(
+                f"version {request.version} of run {run.plan.name} cannot be gone back to; these can: {good or 'none'}"
+            )
+        after = min(number for number in states if number > request.version)
+        if states[after] == WITHDRAWN:
+            raise NexusError(
+                f"version {after} is withdrawn, and a rollback would keep half of it; `nexus-server plan new NAME "
+                f"--from {run.plan.name} --from-version {request.version}` begins at version {request.version} itself"
+            )
+        pair = [self.registry.vector(run.plan.name, number) for number in (request.version, after)]
+        self.audit.append("rollback", plan=run.plan.hash.hex(), version=request.version)
+        self.registry.roll_back(run, request.version, np.mean(pair, axis=0, dtype=np.float32))
+        self.conductor.wake()
+        return self.models(Nothing())
+
+    def withdraw(self, request: api.Withdrawal) -> api.VersionList:
+        """Take versions out of use for good; sites get the one before at their next contact."""
+        run = self._named(request.run)
+        name = run.plan.name
+        if not 0 <= request.first <= request.last <= run.round:
+            raise NexusError(f"run {name} has versions 0 to {run.round}, not {request.first}..{request.last}")
+        if request.last < run.round:
+            raise NexusError(
+                f"versions {request.last + 1} to {run.round} of run {name} were trained from these and learnt the "
+                f"same; withdraw {request.first}..{run.round}"
+            )
+        self.audit.append("versions withdrawn", plan=run.plan.hash.hex(), first=request.first, last=request.last)
+        self.registry.withdraw(name, request.first, request.last)
+        self.registry.set_state(name, STOPPING, expected=RUNNING)
+        self.conductor.wake()
+        return self.models(Nothing())
+
+    def _named(self, name: str | None) -> Run:
+        run = self.registry.run(name) if name else self.registry.last_run()
+        if run is None:
+            known = ", ".join(one.plan.name for one in self.registry.all_runs()) or "none yet"
+            raise NexusError(f"no run {name or ''!r}; runs: {known}")
+        return run

@@ -1,0 +1,100 @@
+"""The server's SQLite database: opened, brought to the newest schema, written in whole transactions."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from nexus_common.errors import NexusError
+
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE sites (name TEXT PRIMARY KEY, key_hash BLOB NOT NULL UNIQUE, public_pem BLOB NOT NULL,
+        identity BLOB NOT NULL UNIQUE, certificate BLOB NOT NULL, expires REAL NOT NULL, enrolled REAL NOT NULL,
+        last_seen REAL, readiness TEXT) STRICT;
+    CREATE TABLE invitations (secret_hash BLOB PRIMARY KEY, site TEXT NOT NULL, created REAL NOT NULL,
+        expires REAL NOT NULL, request_hash BLOB) STRICT;
+    CREATE TABLE runs (name TEXT PRIMARY KEY, plan BLOB NOT NULL, state TEXT NOT NULL,
+        created REAL NOT NULL, optimiser TEXT) STRICT;
+    CREATE TABLE versions (run TEXT NOT NULL REFERENCES runs(name), number INTEGER NOT NULL, hash TEXT NOT NULL,
+        cohort TEXT NOT NULL, seconds REAL, bytes_up INTEGER, created REAL NOT NULL, PRIMARY KEY (run, number)) STRICT;
+    CREATE TABLE failed_rounds (run TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, reasons TEXT NOT NULL)
+        STRICT;
+    """,
+    # Runs of schema 1 had no plan that people could approve, so none of them can go on.
+    """
+    DELETE FROM failed_rounds; DELETE FROM versions; DELETE FROM runs;
+    ALTER TABLE versions ADD COLUMN state TEXT NOT NULL DEFAULT 'made';
+    ALTER TABLE sites ADD COLUMN controller TEXT NOT NULL DEFAULT '';
+    ALTER TABLE sites ADD COLUMN contact TEXT NOT NULL DEFAULT '';
+    ALTER TABLE invitations ADD COLUMN controller TEXT NOT NULL DEFAULT '';
+    ALTER TABLE invitations ADD COLUMN contact TEXT NOT NULL DEFAULT '';
+    CREATE TABLE plans (hash BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, plan BLOB NOT NULL, wanted INTEGER NOT NULL,
+        proposed REAL NOT NULL) STRICT;
+    CREATE TABLE standings (plan BLOB NOT NULL REFERENCES plans(hash) ON DELETE CASCADE, site TEXT NOT NULL,
+        state TEXT NOT NULL, code TEXT NOT NULL, signature BLOB NOT NULL, at REAL NOT NULL, PRIMARY KEY (plan, site))
+        STRICT;
+    """,
+)
+
+
+class Database:
+    """One file, one process, any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(folder / "registry.sqlite", check_same_thread=False, isolation_level=None)
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
+        except sqlite3.Error as problem:
+            raise NexusError(f"{folder}/registry.sqlite cannot be opened: {problem}") from None
+        self._lock = threading.RLock()
+        self._migrate()
+
+    def _migrate(self) -> None:
+        (at,) = self._db.execute("PRAGMA user_version").fetchone()
+        if at > len(MIGRATIONS):
+            raise NexusError(
+                f"{self.folder}/registry.sqlite has schema {at}, this program knows {len(MIGRATIONS)}: "
+                "it was written by a newer nexus-server"
+            )
+        for number, script in enumerate(MIGRATIONS[at:], at + 1):
+            self._db.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; NexusError where the database cannot be written."""
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            except sqlite3.Error as problem:
+                raise NexusError(
+                    f"{self.folder}/registry.sqlite cannot be written ({problem}); is the disk full?"
+                ) from None
+
+    def rows(self, query: str, *values: object) -> list[dict[str, Any]]:
+        """What a query finds, by column name."""
+        with self._lock:
+            found = self._db.execute(query, values)
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found]
+
+    def close(self) -> None:
+        """Release the database."""
+        with self._lock:
+            self._db.close()
+
+
+def insert(db: sqlite3.Connection, table: str, fields: dict[str, Any]) -> None:
+    """Add one row."""
+    names, places = ", ".join(fields), ", ".join("?" * len(fields))
+    db.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", tuple(fields.values()))  # noqa: S608  our own names

@@ -1,0 +1,146 @@
+"""What the database says of runs: their rounds, versions and faults, beside content-named vector files.
+
+A round is committed whole or not at all: its files are written to a temporary name, synced and renamed first, then one
+transaction names them.  After kill -9 at any instant a run goes on from its newest committed version.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nexus_common.layout import Vector
+from nexus_common.plan import Plan
+from numpy.typing import NDArray
+
+from nexus_server.database import Database, insert
+from nexus_server.records import MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPING, WITHDRAWN, Run, Version
+from nexus_server.vectors import VectorFiles
+
+
+class Runs(Database):
+    """Runs and versions."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._versions, self._optimisers = VectorFiles(folder / "versions"), VectorFiles(folder / "optimiser")
+
+    def run(self, name: str) -> Run | None:
+        """A run by name."""
+        rows = self.rows(
+            "SELECT plan, state, (SELECT max(number) FROM versions WHERE run = name) AS round, "
+            "(SELECT count(*) FROM versions WHERE run = name AND state = ?) AS midpoints, optimiser "
+            "FROM runs WHERE name = ?",
+            MIDPOINT,
+            name,
+        )
+        return Run(**rows[0] | {"plan": Plan.model_validate_json(rows[0]["plan"])}) if rows else None
+
+    def all_runs(self) -> list[Run]:
+        """Every run, the newest first."""
+        names = [row["name"] for row in self.rows("SELECT name FROM runs ORDER BY created DESC, rowid DESC")]
+        return [run for run in map(self.run, names) if run]
+
+    def active_run(self) -> Run | None:
+        """The run that is running or about to stop; there is at most one."""
+        rows = self.rows("SELECT name FROM runs WHERE state IN (?, ?)", RUNNING, STOPPING)
+        return self.run(rows[0]["name"]) if rows else None
+
+    def last_run(self) -> Run | None:
+        """The run that was started last."""
+        return next(iter(self.all_runs()), None)
+
+    def create_run(self, plan: Plan, first: Vector, number: int = 0, state: str = RUNNING) -> None:
+        """Begin a run at a version: number 0, or the one that a lost server's run had reached."""
+        vector = self._versions.store({"vector": first})
+        with self.transaction() as db:
+            now = time.time()
+            db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, NULL)", (plan.name, plan.canonical, state, now))
+            insert(db, "versions", _version(plan.name, number, vector))
+
+    def set_state(self, run: str, state: str, *, expected: str) -> bool:
+        """Change a run's state; False where another thread was faster and it is no longer as expected."""
+        with self.transaction() as db:
+            change = "UPDATE runs SET state = ? WHERE name = ? AND state = ?"
+            return bool(db.execute(change, (state, run, expected)).rowcount)
+
+    def commit_round(
+        self,
+        run: Run,
+        vector: Vector,
+        optimiser: dict[str, NDArray[np.float64]],
+        cohort: list[str],
+        seconds: float,
+        bytes_up: int,
+    ) -> bool:
+        """Make the next version durable together with the optimiser's state.
+
+        False, and nothing is kept, where a rollback or withdrawal came first: the round began from what is no more.
+        """
+        version, state = self._versions.store({"vector": vector}), self._optimisers.store(optimiser)
+        with self.transaction() as db:
+            newest = "SELECT number, state FROM versions WHERE run = ? ORDER BY number DESC LIMIT 1"
+            if db.execute(newest, (run.plan.name,)).fetchone() not in ((run.round, MADE), (run.round, MIDPOINT)):
+                return False
+            made = _version(run.plan.name, run.round + 1, version)
+            insert(db, "versions", made | {"cohort": json.dumps(cohort), "seconds": seconds, "bytes_up": bytes_up})
+            db.execute("UPDATE runs SET optimiser = ? WHERE name = ?", (state, run.plan.name))
+        if run.optimiser and not self.rows("SELECT name FROM runs WHERE optimiser = ?", run.optimiser):
+            self._optimisers.delete(run.optimiser)
+        return True
+
+    def roll_back(self, run: Run, to: int, midpoint: Vector) -> None:
+        """Take the versions after ``to`` out of use; training goes on from ``midpoint``, with a fresh optimiser."""
+        vector = self._versions.store({"vector": midpoint})
+        with self.transaction() as db:
+            db.execute(
+                "UPDATE versions SET state = ? WHERE run = ? AND number > ? AND state = ?",
+                (ROLLED_BACK, run.plan.name, to, MADE),
+            )
+            insert(db, "versions", _version(run.plan.name, run.round + 1, vector) | {"state": MIDPOINT})
+            db.execute("UPDATE runs SET optimiser = NULL WHERE name = ?", (run.plan.name,))
+
+    def withdraw(self, run: str, first: int, last: int) -> None:
+        """Take versions out of use for good."""
+        with self.transaction() as db:
+            change = "UPDATE versions SET state = ? WHERE run = ? AND number BETWEEN ? AND ?"
+            db.execute(change, (WITHDRAWN, run, first, last))
+
+    def in_use(self, run: str) -> int | None:
+        """The number of a run's newest version that is for use."""
+        rows = self.rows("SELECT max(number) AS newest FROM versions WHERE run = ? AND state = ?", run, MADE)
+        return rows[0]["newest"]  # type: ignore[no-any-return]
+
+    def note_failed_round(self, run: str, number: int, reasons: dict[str, str]) -> None:
+        """Keep why a round came to nothing; the newest thousand are kept."""
+        with self.transaction() as db:
+            db.execute("INSERT INTO failed_rounds VALUES (?, ?, ?, ?)", (run, number, time.time(), json.dumps(reasons)))
+            db.execute("DELETE FROM failed_rounds WHERE rowid <= (SELECT max(rowid) - 1000 FROM failed_rounds)")
+
+    def failed_rounds(self, run: str) -> int:
+        """How many rounds of a run came to nothing."""
+        return int(self.rows("SELECT count(*) AS failed FROM failed_rounds WHERE run = ?", run)[0]["failed"])
+
+    def versions(self, run: str | None = None) -> list[Version]:
+        """All versions, oldest first."""
+        rows = self.rows(
+            "SELECT run, number, hash, cohort, seconds, bytes_up, created, state FROM versions "
+            "WHERE ?1 IS NULL OR run = ?1 ORDER BY created, number",
+            run,
+        )
+        return [Version(**row | {"cohort": tuple(json.loads(row["cohort"]))}) for row in rows]
+
+    def vector(self, run: str, number: int) -> Vector:
+        """A version's vector; its file must still have the bytes that it was named by."""
+        (row,) = self.rows("SELECT hash FROM versions WHERE run = ? AND number = ?", run, number)
+        return self._versions.load(row["hash"])["vector"]
+
+    def optimiser_state(self, run: Run) -> dict[str, NDArray[np.float64]]:
+        """The server optimiser's state after the newest round."""
+        return self._optimisers.load(run.optimiser) if run.optimiser else {}
+
+
+def _version(run: str, number: int, vector: str) -> dict[str, Any]:
+    """A version's row before anybody has trained it."""
+    return {"run": run, "number": number, "hash": vector, "cohort": "[]", "created": time.time()}

@@ -1,0 +1,130 @@
+"""A site's own word: each thing it forbids is refused with its code, and nothing else is changed by changing it."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nexus_client.policy import TEMPLATE, Policy, change_policy, read_policy, write_policy
+from nexus_common.config import parse_toml
+from nexus_common.errors import Refusal
+from nexus_common.plan import Plan
+
+from tests.plans import make_plan
+
+PLAN = make_plan("abc")
+NOON = dt.datetime(2026, 11, 25, 12, 0, tzinfo=dt.UTC)
+OPEN: dict[str, Any] = {"accept_no_record_privacy": True, "approved_plans": (PLAN.hash.hex(),)}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write_policy(tmp_path / "policy.toml", "hospital-a")
+    return tmp_path / "policy.toml"
+
+
+def code(plan: Plan = PLAN, now: dt.datetime = NOON, **policy: Any) -> str:
+    """What is refused, or an empty word."""
+    try:
+        Policy(**OPEN | policy).require(plan, now)
+    except Refusal as refusal:
+        return refusal.code
+    return ""
+
+
+def noise(**more: Any) -> Plan:
+    wide = {"mod_bits": 32}
+    return make_plan("abc", privacy={"noise": 2.0, "sampling": 0.01, "honest": 3}, aggregation=wide, **more)
+
+
+def approved(plan: Plan) -> dict[str, Any]:
+    return {"plan": plan, "approved_plans": (plan.hash.hex(),)}
+
+
+def test_the_written_policy_is_the_default_and_allows_no_plan_without_privacy(path: Path) -> None:
+    assert read_policy(path) == Policy() == parse_toml(Policy, TEMPLATE.format(site="x"), "x")
+    assert not Policy().accept_no_record_privacy
+
+
+def test_an_approved_plan_within_the_policy_may_run() -> None:
+    assert code() == ""
+
+
+@pytest.mark.parametrize(
+    ("policy", "refused"),
+    [
+        ({"participation": "paused"}, "paused"),
+        ({"participation": "left"}, "left"),
+        ({"approved_plans": ()}, "plan-not-approved"),
+        ({"withdrawn_plans": (PLAN.hash.hex(),)}, "plan-withdrawn"),
+        ({"min_cohort": 4}, "cohort-too-small"),
+        ({"max_clip_norm": 9.9}, "clip-bound"),
+        ({"accept_no_record_privacy": False}, "no-record-privacy"),
+        ({"allowed_hours": "13:00-12:30"}, "outside-hours"),
+        ({"now": dt.datetime(2100, 1, 1, tzinfo=dt.UTC)}, "plan-ended"),
+        (approved(noise()) | {"max_epsilon": 1e-3}, "epsilon-bound"),
+        (approved(noise()) | {"max_epsilon": 100.0}, "privacy-not-available"),
+        (approved(noise()) | {"accept_no_record_privacy": False}, "privacy-not-available"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_policy_forbids_is_refused_with_its_code(policy: dict[str, Any], refused: str) -> None:
+    assert code(**policy) == refused
+
+
+def test_a_plan_must_stay_inside_of_the_allowed_hours_and_so_must_the_moment() -> None:
+    ahead = int((dt.datetime.now().astimezone().utcoffset() or dt.timedelta()).total_seconds() // 60)
+    night = make_plan("abc", hours_utc="22:00-02:00")
+    allowed = str(night.hours.shifted(ahead))
+    local = dt.timezone(dt.timedelta(minutes=ahead))
+    inside, outside = (dt.datetime(2026, 11, 25, hour, 0, tzinfo=dt.UTC).astimezone(local) for hour in (23, 12))
+    assert code(**approved(night), now=inside, allowed_hours=allowed) == ""
+    assert code(**approved(night), now=outside, allowed_hours=allowed) == "outside-hours"
+
+
+@pytest.mark.parametrize(
+    "text", ["min_cohort = 2", "min_chort = 3", "approved_plans = ['x']", "allowed_hours = 'night'", "\x00"]
+)
+def test_a_faulty_policy_allows_nothing(path: Path, text: str) -> None:
+    path.write_text(text)
+    with pytest.raises(Refusal, match=r"policy-invalid: .*policy\.toml"):
+        read_policy(path)
+
+
+@pytest.mark.parametrize(
+    "spoil", [Path.unlink, lambda path: path.write_bytes(b"\xff"), lambda path: (path.unlink(), path.mkdir())]
+)
+def test_a_policy_that_cannot_be_read_allows_nothing(path: Path, spoil: Any) -> None:
+    spoil(path)
+    with pytest.raises(Refusal, match="policy-invalid"):
+        read_policy(path)
+
+
+@given(st.text())
+def test_any_text_is_a_policy_or_refused(text: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "policy.toml"
+        path.write_text(text, errors="replace")
+        try:
+            read_policy(path)
+        except Refusal as refusal:
+            assert refusal.code == "policy-invalid"
+
+
+def test_changing_a_setting_keeps_all_others_and_every_comment(path: Path) -> None:
+    text = path.read_text().replace("min_rows = 10 ", "min_rows = 77 ") + "# our own remark\n"
+    path.write_text(text)
+    change_policy(path, "first, approved by Dr X", approved_plans=["ab" * 32])
+    assert (read_policy(path).min_rows, read_policy(path).approved_plans) == (77, ("ab" * 32,))
+    assert "# first, approved by Dr X" in path.read_text()
+    change_policy(path, approved_plans=[])
+    assert path.read_text() == text
+
+
+def test_a_comment_cannot_become_a_setting(path: Path) -> None:
+    change_policy(path, "# ] accept_no_record_privacy = true", approved_plans=["ab" * 32])
+    assert not read_policy(path).accept_no_record_privacy
