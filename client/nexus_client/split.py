@@ -95,11 +95,12 @@ def build_material(rows: SiteRows, share: float = DEFAULT_SHARE) -> Material:
     corpus = dict.fromkeys(text for row in rows.pairs for text in (row.passage, row.negative) if text)
     asked = {text for row in taught for text in row if text} | {text for text, _ in told}
     asked |= {text for row in likened for text in (row.a, row.b)}
+    learnt = {row.query for row in rows.pairs if row.passage in asked}  # a right answer of theirs is trained on
     compared = {frozenset((row.a, row.b)) for row in likened} | {frozenset(row[:2]) for row in taught}
     left_out = unanswerable = 0
     for part in SIDES[1:]:
         wanted = dict.fromkeys([row.query for row in pairs[part]])
-        queries = wanted.keys() - asked
+        queries = wanted.keys() - asked - learnt
         spoken = {row.text: row.label for row in utterances[part]}
         open_labels = {text: label for text, label in spoken.items() if text not in asked}
         two = [row for row in scored[part] if frozenset((row.a, row.b)) not in compared]

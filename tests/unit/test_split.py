@@ -86,6 +86,16 @@ def test_no_held_out_passage_or_question_is_seen_in_training(rows: list[Pair], s
         assert passages(made.texts, [task]) == everything
 
 
+def test_a_held_out_question_with_a_right_answer_in_training_is_left_out() -> None:
+    rows = (
+        Pair("w0", "w0", None, "w0", "f", 1),
+        Pair("w0", "w1", None, "w4", "f", 1),
+        Pair("w2", "w1", None, "w4", "f", 1),
+    )
+    assert [side(row.group, 0.5) for row in rows] == ["choose", "train", "train"]
+    assert build_material(site(*rows), 0.5).choose == []
+
+
 @given(st.lists(PAIRS | SCORED | UTTERANCES), SHARES)
 def test_no_held_out_question_or_answer_is_in_a_training_row_of_whatever_kind(rows: list[Row], share: float) -> None:
     made = build_material(site(*rows), share)
