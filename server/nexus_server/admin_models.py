@@ -6,7 +6,7 @@ from nexus_common.errors import NexusError
 from nexus_common.rpc import Method, Nothing
 
 from nexus_server import admin_api as api
-from nexus_server.records import MADE, RUNNING, STOPPING, WITHDRAWN, Run
+from nexus_server.records import MADE, RUNNING, STOPPING, Run
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
 
@@ -54,11 +54,6 @@ class ModelAdministration:
                 f"version {request.version} of run {run.plan.name} cannot be gone back to; these can: {good or 'none'}"
             )
         after = min(number for number in states if number > request.version)
-        if states[after] == WITHDRAWN:
-            raise NexusError(
-                f"version {after} is withdrawn, and a rollback would keep half of it; `nexus-server plan new NAME "
-                f"--from {run.plan.name} --from-version {request.version}` begins at version {request.version} itself"
-            )
         pair = [self.registry.vector(run.plan.name, number) for number in (request.version, after)]
         self.audit.append("rollback", plan=run.plan.hash.hex(), version=request.version)
         self.registry.roll_back(run, request.version, np.mean(pair, axis=0, dtype=np.float32))
