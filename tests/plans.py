@@ -1,12 +1,15 @@
 """Consortium plans for tests: made-up sites whose identity keys follow from their names."""
 
 import hashlib
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_common import certs
 from nexus_common.plan import Plan
+from nexus_server.records import SiteRow
+from nexus_server.registry import Registry
 
 
 def identity_of(name: str) -> Ed25519PrivateKey:
@@ -29,3 +32,12 @@ def plan_fields(names: Iterable[str], **settings: Any) -> dict[str, Any]:
 def make_plan(names: Iterable[str], **settings: Any) -> Plan:
     """A plan of these sites."""
     return Plan.model_validate(plan_fields(names, **settings), strict=False)
+
+
+def enrol(registry: Registry, names: Iterable[str]) -> None:
+    """Enrol made-up sites at a server."""
+    now = time.time()
+    for name in names:
+        key = certs.raw_identity(identity_of(name))
+        answers = (f"Controller of {name}", f"Dr {name}")
+        registry.enrol(SiteRow(name, key[::-1], b"", key, b"", now + 9e6, now, None, None, *answers), b"", b"")

@@ -25,7 +25,7 @@ def is_loopback(text: str) -> bool:
 
 
 @pytest.mark.timeout(600)
-def test_the_demo_connects_to_loopback_only_and_every_site_gains(tmp_path: Path) -> None:
+def test_the_demo_connects_to_loopback_only_every_byte_is_logged_and_every_site_gains(tmp_path: Path) -> None:
     log, home, folder = tmp_path / "calls", tmp_path / "home", tmp_path / "demo"
     home.mkdir()
     watched = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto,sendmsg", "-e", "signal=none"]
@@ -42,6 +42,8 @@ def test_the_demo_connects_to_loopback_only_and_every_site_gains(tmp_path: Path)
     summary = json.loads((folder / "summary.json").read_text())
     assert [site["site"] for site in summary["sites"]] == ["hospital-a", "hospital-b", "bank-a"]
     assert summary["rounds"] == 10
+    for log in summary["audit"]:
+        assert log["bytes_logged"] == log["bytes_counted"] > 1e6, "the log names every byte that the server received"
     for site in summary["sites"]:
         assert site["ndcg10_after"] > site["ndcg10_before"] > site["ndcg10_bm25"] > 0
         assert site["rows"] >= 300

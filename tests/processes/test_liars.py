@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,17 @@ from tests.processes.harness import Federation, until
 pytestmark = pytest.mark.processes
 SITES = ("bank-a", "bank-b", "hospital-a", "hospital-b")
 HONEST = SITES[:3]
+RECIPE: dict[str, Any] = {
+    "rounds": 1,
+    "gather_seconds": 3.0,
+    "round_deadline_seconds": 5.0,
+    "local": {"clip_norm": 1000.0},
+    "server": {"step": 1.0},
+}
 
 
 def plan_of(federation: Federation, name: str) -> Plan:
-    fields = {"rounds": 1, "round_deadline_seconds": 5.0, "local": {"clip_norm": 1000.0}, "server": {"step": 1.0}}
-    return federation.plan(name, SITES, **fields)
+    return federation.plan(name, SITES, **RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,25 @@ def test_a_site_that_fails_tells_the_server_a_code_and_no_text(federation: Feder
     assert run_with(federation, plan, Broken("hospital-b", plan, identity(federation, "hospital-b"))) == list(HONEST)
     assert "hospital-b: refused: site-failed" in federation.log("server")
     assert "Doe" not in federation.log("server")
+
+
+@pytest.mark.parametrize("answer", ["garbage", "forged", "fault"])
+def test_a_wrong_answer_to_a_plan_is_no_approval_and_costs_nobody_else_anything(
+    federation: Federation, answer: str
+) -> None:
+    class Wrong(SimSite):
+        def __call__(self, message: wire.Message) -> wire.Message:
+            if not isinstance(message, wire.Propose):
+                return super().__call__(message)
+            if answer == "fault":
+                raise RuntimeError("patient Doe")
+            if answer == "garbage":
+                return wire.Readiness(wire.READY)
+            return wire.Standing(wire.APPROVED, "", bytes(64))
+
+    plan = federation.plan(f"plan-{answer}", SITES, **RECIPE, start="quorum")
+    assert run_with(federation, plan, Wrong("hospital-b", plan, identity(federation, "hospital-b"))) == list(HONEST)
+    assert f"hospital-b did not say where it stands on plan {plan.name}" in federation.log("server")
 
 
 def test_all_four_are_in_the_cohort_where_all_are_honest(federation: Federation) -> None:

@@ -1,32 +1,32 @@
 """Plans made at the server: from the enrolment or from an earlier plan, and what must hold before one is proposed."""
 
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from nexus_common import wire
+from hypothesis import given
+from hypothesis import strategies as st
+from nexus_common import certs, wire
 from nexus_common.errors import NexusError
-from nexus_common.plan import Plan, parse_plan
+from nexus_common.plan import Origin, Plan, parse_plan
 from nexus_common.versions import vector_hash
 from nexus_server.admin_api import NewPlan
 from nexus_server.planning import advice, check_proposal, draft, plan_toml
-from nexus_server.records import SiteRow
 from nexus_server.registry import Registry
 
-from tests.plans import make_plan
+from tests.plans import enrol, identity_of, make_plan, member
 
 SITES = ("bank-a", "bank-b", "hospital-a", "hospital-b")
+PRINTABLE = st.text(st.characters(categories=["L", "M", "N", "P", "S"]), min_size=1, max_size=60)
 FIRST = make_plan(SITES, name="first", rounds=5, adapter={"salience": False})
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     made = Registry(tmp_path)
-    for member in make_plan(SITES).sites:
-        key = bytes.fromhex(member.key)
-        row = SiteRow(member.name, key, b"pem", key, b"", 0.0, 0.0, None, None, member.controller, member.contact)
-        made.enrol(row, b"", b"")
+    enrol(made, SITES)
     made.propose(FIRST)
     made.create_run(FIRST, FIRST.adapter.layout.first_vector(bytes(8)))
     run = made.run("first")
@@ -51,6 +51,22 @@ def test_a_recipe_and_bounds_are_taken(registry: Registry) -> None:
     assert (found.rounds, found.local.steps, found.local.clip_norm, found.aggregation.range) == (3, 9, 4.5, 0.05)
 
 
+def test_a_new_plan_ends_in_a_year_unless_another_day_is_said(registry: Registry) -> None:
+    year = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=365)
+    assert abs(drafted(registry, end_date="").end_date - year).days <= 1
+    assert drafted(registry, end_date="2030-06-30").end_date == dt.date(2030, 6, 30)
+
+
+def test_the_sites_of_a_new_plan_can_be_named_or_left_out(registry: Registry) -> None:
+    assert drafted(registry, add=("hospital-a", "bank-b", "bank-a")).names == ("bank-a", "bank-b", "hospital-a")
+    assert drafted(registry, without=("bank-b",)).names == ("bank-a", "hospital-a", "hospital-b")
+
+
+def test_a_recipe_cannot_choose_name_or_sites(registry: Registry) -> None:
+    found = drafted(registry, recipe='name = "other"\nsites = []')
+    assert (found.name, found.names) == ("second", SITES)
+
+
 def test_what_only_people_know_may_be_blank_in_a_draft_and_not_in_a_plan(registry: Registry) -> None:
     with registry.transaction() as db:
         db.execute("UPDATE sites SET contact = '' WHERE name = 'bank-b'")
@@ -67,6 +83,23 @@ def test_a_following_plan_keeps_all_but_what_is_changed(registry: Registry) -> N
     assert (found.origin.plan, found.origin.version) == (FIRST.hash.hex(), None)
     before = FIRST.model_dump(exclude={"name", "sites", "rounds", "origin"})
     assert found.model_dump(exclude={"name", "sites", "rounds", "origin"}) == before
+
+
+def test_a_site_joins_with_a_following_plan_under_the_key_that_it_is_enrolled_with(registry: Registry) -> None:
+    enrol(registry, ["clinic"])
+    key = certs.raw_identity(identity_of("another"))
+    with registry.transaction() as db:
+        db.execute("UPDATE sites SET identity = ? WHERE name = 'bank-a'", (key,))
+    found = drafted(registry, origin="first", add=("clinic",), without=("bank-b",))
+    assert found.sites == make_plan(["bank-a", "clinic", "hospital-a", "hospital-b"], sites=[
+        member("bank-a", identity_of("another")), *map(member, ("clinic", "hospital-a", "hospital-b")),
+    ]).sites  # fmt: skip
+
+
+def test_a_plan_that_follows_a_following_one_names_only_the_last(registry: Registry) -> None:
+    second = drafted(registry, origin="first", version=0)
+    registry.create_run(second, registry.vector("first", 0))
+    assert drafted(registry, name="third", origin="second").origin == Origin(plan=second.hash.hex())
 
 
 def test_a_version_to_begin_at_is_fixed_by_its_numbers(registry: Registry) -> None:
@@ -96,12 +129,29 @@ def test_what_cannot_be_a_plan_is_said_with_the_nearest(registry: Registry, requ
         drafted(registry, **request_)
 
 
-def test_the_file_is_the_plan() -> None:
-    for plan in (
-        FIRST,
-        make_plan("abc", privacy={"noise": 2.0, "sampling": 0.1, "honest": 1}, aggregation={"mod_bits": 32}),
-    ):
-        assert parse_plan(plan_toml(plan), "x") == plan
+@given(
+    purpose=PRINTABLE,
+    controller=PRINTABLE,
+    rounds=st.integers(1, 100_000),
+    step=st.floats(min_value=1e-300, max_value=1e300),
+    version=st.none() | st.integers(0, 9),
+    private=st.booleans(),
+)
+def test_the_file_is_the_plan(
+    purpose: str, controller: str, rounds: int, step: float, version: int | None, private: bool
+) -> None:
+    origin = {"plan": "ab" * 32} | ({} if version is None else {"version": version, "vector": "cd" * 32})
+    noise = {"privacy": {"noise": 2.0, "sampling": 0.1, "honest": 1}, "aggregation": {"mod_bits": 32}}
+    sites = [member("a") | {"controller": controller}, member("b"), member("c")]
+    changed = {"purpose": purpose, "rounds": rounds, "server": {"step": step}, "origin": origin, "sites": sites}
+    plan = make_plan("abc", **changed | (noise if private else {}))
+    assert parse_plan(plan_toml(plan), "x") == plan
+
+
+def test_the_file_begins_with_what_people_read_first() -> None:
+    text = plan_toml(FIRST)
+    order = [text.index(part) for part in ("# A consortium plan", "purpose = ", "end_date = ", "[[sites]]", "[local]")]
+    assert order == sorted(order)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +169,11 @@ def test_what_cannot_be_proposed_is_said(registry: Registry, plan: Plan, said: s
         check_proposal(registry, plan, "plan.toml")
 
 
+def test_a_plan_of_enrolled_sites_may_be_proposed_and_proposed_again_once_it_runs(registry: Registry) -> None:
+    for plan in (FIRST, drafted(registry), drafted(registry, origin="first", version=1)):
+        check_proposal(registry, plan, "plan.toml")
+
+
 def test_a_key_that_is_not_the_enrolled_one_is_not_proposed(registry: Registry) -> None:
     fields = make_plan(SITES).model_dump(mode="json")
     fields["sites"][0]["key"] = "00" * 32
@@ -133,3 +188,4 @@ def test_three_sites_are_told_that_nobody_can_be_spared_and_five_are_not() -> No
     assert "4 of 5 sites, so 1 can be spared" in five
     assert "advised" not in five
     assert "epsilon: none (records are not protected)" in three
+    assert "5 of 5 sites, so none can be spared" in "; ".join(advice(make_plan("abcde", min_cohort=5)))
