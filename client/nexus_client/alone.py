@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from nexus_common.plan import Recipe
+from nexus_common.recipe import Recipe
 from nexus_common.versions import StoredAdapter
 
 from nexus_client.judge import chosen_scores

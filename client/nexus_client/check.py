@@ -16,7 +16,7 @@ from typing import Final
 from cryptography import x509
 from nexus_common.address import split_address
 from nexus_common.errors import NexusError, Refusal
-from nexus_common.plan import PACKAGED_BASE
+from nexus_common.recipe import PACKAGED_BASE
 
 from nexus_client.agent_api import CheckLine, CheckReport
 from nexus_client.consent import Consent

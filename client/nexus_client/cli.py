@@ -10,11 +10,10 @@ import typer
 from nexus_common import rpc
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.errors import NexusError
-from nexus_common.plan import read_plan
 from rich.console import Console
 
 from nexus_client import agent_api as api
-from nexus_client import cli_consent
+from nexus_client import cli_consent, cli_train
 from nexus_client.cli_consent import place_of
 from nexus_client.site import SiteHome
 
@@ -184,60 +183,7 @@ def evaluate(context: typer.Context) -> None:
     show(context, report.model_dump(), "\n".join([head, text, *(f"note: {warning}" for warning in report.warnings)]))
 
 
-@app.command()
-def train(
-    context: typer.Context,
-    local: Annotated[bool, typer.Option("--local", help="this site alone, no federation, no network")] = False,
-    plan: Annotated[Path | None, typer.Option(help="run description whose recipe to use")] = None,
-) -> None:
-    """Train on this site alone, to try it out.
-
-    \b
-    Example: nexus-client train --local
-    """
-    if not local:
-        raise NexusError(
-            "federated training is started by the server (`nexus-server train PLAN`) and done by the "
-            "agent; `nexus-client train --local` trains on this site alone"
-        )
-    from nexus_client import reports  # noqa: PLC0415
-
-    place, quiet = place_of(context), options(context).as_json
-
-    def on_round(number: int, rounds: int) -> None:
-        if not quiet:
-            typer.echo(f"round {number:3} of {rounds}")
-
-    report = reports.train_local(reports.workspace_of(place), plan, on_round)
-    kept = f"kept round {report['round']} of {report['rounds']}, the best on the choosing part of the hold-out"
-    show(context, report, f"{kept}; `nexus-client evaluate` shows it as 'alone'")
-
-
-@app.command("dry-run")
-def dry_run_command(
-    context: typer.Context,
-    plan: Annotated[Path, typer.Argument(help="a plan's file")],
-    base: Annotated[
-        Path | None, typer.Option(help="folder of the plan's base model, where not the packaged one")
-    ] = None,
-) -> None:
-    """Measure on public text how far a plan's recipe moves the adapter.
-
-    \b
-    Example: nexus-client dry-run plan.toml
-    """
-    from nexus_client.dry_run import dry_run  # noqa: PLC0415
-
-    with Console(stderr=True).status("training on public text ..."):
-        found = dry_run(read_plan(plan), str(base) if base else None)
-    show(
-        context,
-        found,
-        f"largest norm {found['measured_norm']:.2f}, largest value {found['measured_largest']:.4f}\n"
-        f"proposed: clip_norm = {found['clip_norm']:g} in [local], range = {found['range']:g} in [aggregation]",
-    )
-
-
+cli_train.add_train_commands(app)
 cli_consent.add_site_commands(app)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 from nexus_common.errors import NexusError
-from nexus_common.plan import Recipe
+from nexus_common.recipe import Recipe
 
 from nexus_client.data import DataSource
 from nexus_client.site import SiteHome, SiteSettings

@@ -13,7 +13,8 @@ from nexus_common.config import Settings, parse_toml
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.hours import Hours, HoursText, minute_of
-from nexus_common.plan import Hex, Plan, Positive
+from nexus_common.plan import Plan
+from nexus_common.recipe import Hex, Positive
 from pydantic import Field
 
 from nexus_client.privacy import epsilon

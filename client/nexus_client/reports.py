@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nexus_common.layout import Layout, Vector
-from nexus_common.plan import Recipe, read_plan
+from nexus_common.recipe import Recipe, read_recipe
 from nexus_common.versions import StoredAdapter
 
 from nexus_client.agent_api import EvaluateReport, PreviewReport
@@ -82,6 +82,6 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
 def train_local(workspace: Workspace, plan: Path | None, on_round: Callable[[int, int], None]) -> dict[str, object]:
     """Train on this site alone; the recipe is that of a plan, of the run in use, or the shipped one."""
     federated = StoredAdapter.read(workspace.place.federated_file)
-    recipe: Recipe = read_plan(plan) if plan else federated.plan if federated else default_recipe(workspace)
+    recipe: Recipe = read_recipe(plan) if plan else federated.plan if federated else default_recipe(workspace)
     kept = train_alone(workspace, recipe, on_round)
     return {"site": workspace.place.site, "round": kept.number, "rounds": kept.recipe.rounds}

@@ -14,7 +14,7 @@ import torch
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.errors import NexusError
 from nexus_common.layout import Layout, Vector
-from nexus_common.plan import LocalSettings
+from nexus_common.recipe import LocalSettings
 from torch import Tensor
 
 from nexus_client.material import Ids, RankingTask, ScoredTask, Task, size

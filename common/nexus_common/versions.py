@@ -15,7 +15,8 @@ from safetensors.numpy import save
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Vector
-from nexus_common.plan import Plan, Recipe
+from nexus_common.plan import Plan
+from nexus_common.recipe import Recipe
 
 
 @dataclass(frozen=True)

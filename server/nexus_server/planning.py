@@ -7,7 +7,8 @@ import tomlkit
 from nexus_common import wire
 from nexus_common.config import nearest, parse_table, validate
 from nexus_common.errors import NexusError
-from nexus_common.plan import Origin, Plan, Recipe
+from nexus_common.plan import Origin, Plan
+from nexus_common.recipe import Recipe
 from nexus_common.versions import vector_hash
 
 from nexus_server.admin_api import NewPlan, PlanDraft

@@ -14,7 +14,8 @@ from nexus_common.adapter import DendriticAdapter
 from nexus_common.audit import AuditLog
 from nexus_common.base_model import base_hash
 from nexus_common.layout import WIDTH, Layout, Vector
-from nexus_common.plan import Plan, Recipe
+from nexus_common.plan import Plan
+from nexus_common.recipe import Recipe
 from nexus_server.records import FINISHED
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor

@@ -14,7 +14,7 @@ from nexus_client.split import side
 from nexus_client.workspace import Workspace
 from nexus_common.errors import Refusal
 from nexus_common.layout import WIDTH, Layout, Vector
-from nexus_common.plan import Recipe
+from nexus_common.recipe import Recipe
 
 PLAIN, POOLING = Layout(), Layout(0, 0)
 THINGS = [

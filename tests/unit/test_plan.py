@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 from nexus_common.config import validate
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Layout
-from nexus_common.plan import (
-    AdapterSettings,
-    LocalSettings,
-    Plan,
-    ServerSettings,
-    parse_plan,
-    plan_from_wire,
-    read_plan,
-)
+from nexus_common.plan import Plan, ServerSettings, parse_plan, plan_from_wire
+from nexus_common.recipe import AdapterSettings, LocalSettings, read_recipe
 
 from tests.plans import make_plan, member, plan_fields
 
@@ -174,9 +167,15 @@ def test_only_the_canonical_form_crosses_the_wire() -> None:
             plan_from_wire(other)
 
 
-def test_a_file_is_read(tmp_path: Path) -> None:
-    (tmp_path / "plan.toml").write_text(HEAD + ROSTER)
-    assert read_plan(tmp_path / "plan.toml") == plan()
+def test_a_draft_is_enough_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "draft.toml"
+    path.write_text('rounds = 3\npurpose = ""\n[local]\nsteps = 7\n[[sites]]\nname = "a"\ncontact = ""\n')
+    assert (read_recipe(path).rounds, read_recipe(path).local.steps) == (3, 7)
+    path.write_text("[local]\nstep = 7\n")
+    with pytest.raises(NexusError, match=r"local\.step: unknown key; did you mean 'steps'"):
+        read_recipe(path)
+    with pytest.raises(NexusError, match="cannot be read"):
+        read_recipe(tmp_path / "gone.toml")
 
 
 @given(st.binary() | st.recursive(st.none() | st.text(), st.lists).map(str).map(str.encode))

@@ -8,7 +8,7 @@ from nexus_client.train import Learner, clipped, local_update, ranking_loss, sco
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.errors import NexusError
 from nexus_common.layout import WIDTH, Layout
-from nexus_common.plan import LocalSettings
+from nexus_common.recipe import LocalSettings
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nexus_common.errors import NexusError
-from nexus_common.plan import Recipe
+from nexus_common.recipe import Recipe
 from nexus_common.versions import StoredAdapter
 from safetensors.numpy import save
 
