@@ -1,4 +1,4 @@
-"""Consortium plans for tests: made-up sites whose identity keys follow from their names."""
+"""Consortium plans for tests: made-up sites whose identity keys follow from their names, and enrolled with them."""
 
 import hashlib
 import time

@@ -94,12 +94,12 @@ class Agent:
         link = threading.Thread(target=self.link.run, name="link", daemon=True)
         link.start()
         log.info("agent of %s is up, server %s", self.place.site, self.link.address)
-        policy = self._policy_version()
+        told = self._policy_version()
         while not stopping.wait(1.0):
             self._settle()
-            if policy != (policy := self._policy_version()):
+            if told != (found := self._policy_version()) and self.link.renew():
                 log.info("policy.toml has changed: the server is told where this site stands now")
-                self.link.renew()
+                told = found
             if not link.is_alive():
                 raise NexusError("the connection's thread ended; its log says why (systemd starts the agent again)")
         log.info("stopping")

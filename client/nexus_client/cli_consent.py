@@ -110,13 +110,11 @@ def add_plan_commands(app: typer.Typer) -> None:
         \b
         Example: nexus-client plan withdraw --by 'Dr X, DPO'
         """
-        consent = _consent(context)
-        plan = consent.find(name) if name else consent.approved() or consent.find(None)
-        consent.withdraw(plan, _person(by), _person(ref) or None)
+        plan = _consent(context).withdraw(name, _person(by), _person(ref) or None)
         show(
             context,
-            {"plan": plan.name, "hash": plan.hash.hex(), "standing": "withdrawn"},
-            f"the approval of plan {plan.name} is withdrawn: nothing more is trained or sent for it. Versions made "
+            {"plan": plan, "standing": "withdrawn"},
+            f"the approval of plan {plan} is withdrawn: nothing more is trained or sent for it. Versions made "
             "until now keep what they learnt; the coordinator can train again from before, or stop their use "
             "(nexus-server plan new --from, models withdraw)",
         )

@@ -7,7 +7,7 @@ it gets there only through ``approve``, which asks a person for the twelve words
 import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nexus_common import certs, wire
 from nexus_common.audit import AuditLog
@@ -16,7 +16,8 @@ from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan, plan_from_wire
 from nexus_common.plan_words import check_words
 
-from nexus_client.policy import Policy, change_policy, read_policy
+from nexus_client.policy import Policy, read_policy, rewrite_policy
+from nexus_client.privacy import epsilon
 from nexus_client.site import SiteHome
 
 KEPT_PROPOSALS: Final = 8
@@ -54,6 +55,7 @@ class Consent:
             raise Refusal("own-cert", f"plan {plan.name} does not name {self.place.site} with this site's key")
         path = self._file(plan.hash)
         if _stored(path) is None:
+            _ = self.policy  # with a policy that cannot be read nothing is kept, since nothing could be dropped
             self.audit.append("plan proposed", plan=plan.hash.hex(), name=plan.name)
             self._folder.mkdir(mode=0o700, exist_ok=True)
             write_durably(path, data)
@@ -61,8 +63,10 @@ class Consent:
         return plan
 
     def _prune(self) -> None:
-        policy = self.policy
-        named = {*policy.approved_plans, *policy.withdrawn_plans}
+        try:
+            named = {*self.policy.approved_plans, *self.policy.withdrawn_plans}
+        except Refusal:
+            return  # which of them are approved cannot be told; ``offer`` has asked for the policy before
         old = [plan for plan in self.proposals() if plan.hash.hex() not in named][KEPT_PROPOSALS:]
         for plan in old:
             self._file(plan.hash).unlink(missing_ok=True)
@@ -72,8 +76,8 @@ class Consent:
 
     def proposals(self) -> list[Plan]:
         """All kept plans, the newest proposal first; a damaged file is none, and is proposed again."""
-        files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        return [plan for path in files if (plan := _stored(path)) is not None]
+        found = ((_age(path), _stored(path)) for path in self._folder.glob("*.json"))
+        return [plan for _, plan in sorted(found, key=lambda one: one[0]) if plan is not None]
 
     def plan(self, plan_hash: bytes) -> Plan:
         """A kept plan by its hash; Refusal ``plan-not-approved`` where there is none: nobody can have approved it."""
@@ -126,6 +130,8 @@ class Consent:
     def check(self, plan: Plan) -> None:
         """Raise Refusal where the policy forbids to approve a plan; the refusal is logged."""
         try:
+            if plan.privacy and self.policy.max_epsilon is not None:
+                self.policy.check_epsilon(plan, epsilon(plan))
             self.policy.check_plan(plan, dt.datetime.now(dt.UTC).date())
         except Refusal as refusal:
             self.audit.append("refused", purpose="approve", code=refusal.code, plan=plan.hash.hex(), name=plan.name)
@@ -143,27 +149,40 @@ class Consent:
         today = dt.datetime.now().astimezone().date()
         note = f"{plan.name}, approved {today} by {by}" + (f", {reference}" if reference else "")
         self.audit.append("plan approved", plan=name, name=plan.name, by=by, reference=reference)
-        if name in self.policy.withdrawn_plans:
-            self._set_withdrawn(set(self.policy.withdrawn_plans) - {name})
-        change_policy(self.place.policy_file, note, approved_plans=[name])
+        rewrite_policy(
+            self.place.policy_file,
+            lambda policy: {"approved_plans": [name], "withdrawn_plans": sorted({*policy.withdrawn_plans} - {name})},
+            note,
+        )
 
-    def withdraw(self, plan: Plan, by: str, reference: str | None) -> None:
-        """Take back an approval, at once; logged after it is done, since it must not wait for a full disk."""
-        name = plan.hash.hex()
-        if name not in self.policy.approved_plans:
-            raise NexusError(f"plan {plan.name} is not approved here; there is nothing to withdraw")
-        change_policy(self.place.policy_file, approved_plans=[])
-        self._set_withdrawn({*self.policy.withdrawn_plans, name})
-        self.audit.append("plan withdrawn", plan=name, name=plan.name, by=by, reference=reference)
+    def withdraw(self, asked: str | None, by: str, reference: str | None) -> str:
+        """Take back an approval, at once, of the plan of this name or hash, or of the one that is approved; its name.
 
-    def _set_withdrawn(self, names: set[str]) -> None:
-        change_policy(self.place.policy_file, withdrawn_plans=sorted(names))
+        Done before it is logged, since it must not wait for the log; done again it is logged again.
+        """
+        policy = self.policy
+        for number in (*policy.approved_plans, *reversed(policy.withdrawn_plans)):
+            plan = _stored(self._file(bytes.fromhex(number)))
+            name = plan.name if plan else number
+            if asked in (None, name) or (asked and len(asked) >= 8 and number.startswith(asked)):
+                self._withdraw(number)
+                self.audit.append("plan withdrawn", plan=number, name=name, by=by, reference=reference)
+                return name
+        raise NexusError(f"no plan {asked or ''} is approved here; there is nothing to withdraw")
+
+    def _withdraw(self, number: str) -> None:
+        rewrite_policy(
+            self.place.policy_file,
+            lambda policy: {
+                "approved_plans": [one for one in policy.approved_plans if one != number],
+                "withdrawn_plans": sorted({*policy.withdrawn_plans, number}),
+            },
+        )
 
     def participate(self, participation: str, by: str) -> None:
         """Pause, resume or leave; leaving takes every approval back too."""
-        if participation == "left":
-            change_policy(self.place.policy_file, approved_plans=[])
-        change_policy(self.place.policy_file, participation=participation)
+        forgotten: dict[str, Any] = {"approved_plans": []} if participation == "left" else {}
+        rewrite_policy(self.place.policy_file, lambda _: {"participation": participation, **forgotten})
         self.audit.append(f"participation {participation}", by=by)
 
 
@@ -173,3 +192,10 @@ def _stored(path: Path) -> Plan | None:
         return plan_from_wire(path.read_bytes())
     except (FileNotFoundError, Refusal):
         return None
+
+
+def _age(path: Path) -> float:
+    try:
+        return -path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # the agent has just dropped it

@@ -43,6 +43,8 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
     for name, make in (("transport.key", certs.new_transport_key), ("identity.key", Ed25519PrivateKey.generate)):
         if not (place.keys / name).exists():
             certs.save_key(place.keys / name, make())
+    log = AuditLog(place.audit_file)
+    log.append("joining", recipient=invite.address, consortium=invite.ca_hash.hex())
     answer, authority = _request(invite, place)
     if answer.certificate is None or answer.server is None:
         raise NexusError(_refusal_text(invite, answer))
@@ -54,7 +56,7 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
     write_durably(place.keys / "ca.crt", certs.pem(authority))
     write_durably(place.keys / "site.crt", answer.certificate.encode())
     write_policy(place.policy_file, place.site)
-    AuditLog(place.audit_file).append("joined", recipient=invite.address, consortium=invite.ca_hash.hex())
+    log.append("joined", recipient=invite.address, consortium=invite.ca_hash.hex())
     return place, place.write_settings(answer.server, data)
 
 

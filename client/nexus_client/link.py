@@ -45,6 +45,7 @@ class FleetLink(fc.FleetHttpClient):
             verify=context,
             trust_env=False,
             follow_redirects=False,
+            headers={"accept-encoding": "identity"},  # a packed body could unpack to gigabytes
             event_hooks={"request": [lambda request: on_request(_bytes_of(request))], "response": [_bounded]},
             timeout=httpx.Timeout(30.0, connect=5.0),
             limits=httpx.Limits(keepalive_expiry=60.0),
@@ -58,10 +59,10 @@ def _bytes_of(request: httpx.Request) -> int:
 
 
 def _bounded(response: httpx.Response) -> None:
-    """Runs before a body is read: a response without length or with too much of it is not read."""
+    """Runs before a body is read: one without length, with too much of it, or packed is not read."""
     length = response.headers.get("content-length", "")
-    if not length.isdigit() or int(length) > fl.MAX_BODY_BYTES:
-        raise httpx.RemoteProtocolError("response without length or too long", request=response.request)
+    if not length.isdigit() or int(length) > fl.MAX_BODY_BYTES or "content-encoding" in response.headers:
+        raise httpx.RemoteProtocolError("response without length, too long or packed", request=response.request)
 
 
 class Link:
@@ -74,7 +75,8 @@ class Link:
         self._public_key = certs.public_pem(key.public_key())
         self._handle = handle
         self._node: Any = None
-        self._stop, self._renewed = threading.Event(), threading.Event()
+        self._stop = threading.Event()
+        self._session = 0
         self.address = address
         self.state = "connecting"
         self.last_contact: float | None = None
@@ -84,17 +86,17 @@ class Link:
         """Serve until ``stop``."""
         pause = FIRST_PAUSE_SECONDS
         while not self._stop.is_set():
+            session = self._session
             try:
-                self._connect()
+                session = self._connect()
                 pause = FIRST_PAUSE_SECONDS
                 while not self._stop.is_set():
                     self._work_once()
             except Exception as problem:
                 if self._stop.is_set():
                     return
-                if self._renewed.is_set():  # this thread's question ended because ``renew`` began a new session
-                    self._renewed.clear()
-                    continue
+                if self._session != session:
+                    continue  # this thread's question ended because ``renew`` began a new session
                 # The server is away, restarted (our old node id is unknown there) or refuses us.
                 self._node = None
                 self.state = _in_words(problem, self.address)
@@ -104,15 +106,19 @@ class Link:
                 self._stop.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311  jitter, not a secret
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def renew(self) -> None:
-        """Begin a new session, from another thread: the server gives up what is in work here and asks anew."""
+    def renew(self) -> bool:
+        """Begin a new session, from another thread: the server gives up what is in work here and asks anew.
+
+        False where that has to be tried again.
+        """
         if self._node is None:
-            return  # the next connection is a new session anyway
-        self._renewed.set()
+            return True  # the next connection is a new session anyway
         try:
             self._connect()
         except (httpx.HTTPError, ValueError) as problem:
             log.info("no new session yet: %s", type(problem).__name__)
+            return False
+        return True
 
     def stop(self) -> None:
         """End ``run`` after the message in work; say good-bye where that is possible."""
@@ -125,11 +131,14 @@ class Link:
                 log.info("left without good-bye: %s", type(problem).__name__)
         self._link._client.close()  # also ends a question that the server holds
 
-    def _connect(self) -> None:
+    def _connect(self) -> int:
+        """Begin a session; its number."""
         request = fl.ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=fl.LEASE_SECONDS)
         self._node = fl.Node(node_id=self._link.ActivateNode(request).node_id)
         self.state, self.last_contact = "connected", time.time()
         log.info("connected to %s", self.address)
+        self._session += 1
+        return self._session
 
     def _heartbeats(self) -> None:
         while not self._stop.wait(fl.HEARTBEAT_SECONDS):

@@ -5,6 +5,10 @@ that a hijacked agent cannot widen it.  A policy that cannot be read allows noth
 """
 
 import datetime as dt
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -16,8 +20,6 @@ from nexus_common.hours import Hours, HoursText, minute_of
 from nexus_common.plan import Plan
 from nexus_common.recipe import Hex, Positive
 from pydantic import Field
-
-from nexus_client.privacy import epsilon
 
 TEMPLATE: Final = """\
 # What {site} allows. This file is the site's own word and beats everything that the server asks for.
@@ -56,7 +58,23 @@ class Policy(Settings):
     max_epsilon: Positive | None = None
 
     def check_plan(self, plan: Plan, today: dt.date) -> None:
-        """Raise Refusal unless a plan stays inside this policy, approved or not."""
+        """Raise Refusal unless a plan stays inside this policy, approved or not; ``require`` does so at each request.
+
+        The plan's hours must lie inside the allowed ones in summer and in winter: a plan within the hours of every site
+        is within hours that all sites share.
+        """
+        self._check_limits(plan, today)
+        for ahead in _clocks(today.year):
+            wanted = plan.hours.shifted(ahead)
+            if not Hours.parse(self.allowed_hours).covers(wanted):
+                raise Refusal(
+                    "outside-hours",
+                    f"plan {plan.name} runs at {wanted} by this machine's clock (in summer or winter), this site "
+                    f"allows {self.allowed_hours} (policy.toml: allowed_hours); ask for a plan whose hours lie inside "
+                    "those of every site (`nexus-server plan new --hours`)",
+                )
+
+    def _check_limits(self, plan: Plan, today: dt.date) -> None:
         if today > plan.end_date:
             raise Refusal("plan-ended", f"plan {plan.name} ended on {plan.end_date}; ask for one that continues it")
         if plan.quorum < self.min_cohort:
@@ -71,22 +89,6 @@ class Policy(Settings):
                 f"plan {plan.name} lets a site move the adapter by {plan.local.clip_norm:g} a round, this site allows "
                 f"{self.max_clip_norm:g} (policy.toml: max_clip_norm)",
             )
-        self._check_hours(plan)
-        self._check_privacy(plan)
-
-    def _check_hours(self, plan: Plan) -> None:
-        """A plan within the hours of every site is within hours that all sites share."""
-        ahead = dt.datetime.now().astimezone().utcoffset() or dt.timedelta()
-        wanted = plan.hours.shifted(int(ahead.total_seconds() // 60))
-        if not Hours.parse(self.allowed_hours).covers(wanted):
-            raise Refusal(
-                "outside-hours",
-                f"plan {plan.name} runs at {wanted} by this machine's clock, this site allows {self.allowed_hours} "
-                "(policy.toml: allowed_hours); ask for a plan whose hours lie inside those of every site "
-                "(`nexus-server plan new --hours`)",
-            )
-
-    def _check_privacy(self, plan: Plan) -> None:
         if plan.privacy is None:
             if not self.accept_no_record_privacy:
                 raise Refusal(
@@ -95,16 +97,16 @@ class Policy(Settings):
                     "policy.toml says accept_no_record_privacy = true, which is for the data-protection officer to say",
                 )
             return
-        spent = epsilon(plan)
+        raise Refusal("privacy-not-available", f"plan {plan.name} asks for noise; this release cannot train with it")
+
+    def check_epsilon(self, plan: Plan, spent: float) -> None:
+        """Raise Refusal where a plan's noise is worth less than this site's people want."""
         if self.max_epsilon is not None and spent > self.max_epsilon:
             raise Refusal(
                 "epsilon-bound",
-                f"plan {plan.name} spends epsilon {spent:.2f} at delta {plan.privacy.delta:g}, this site allows "
-                f"{self.max_epsilon:g} (policy.toml: max_epsilon)",
+                f"plan {plan.name} spends epsilon {spent:.2f}, this site allows {self.max_epsilon:g} (policy.toml: "
+                "max_epsilon)",
             )
-        raise Refusal(
-            "privacy-not-available", f"plan {plan.name} asks for noise; this release cannot train with it yet"
-        )
 
     def require(self, plan: Plan, now: dt.datetime) -> None:
         """Raise Refusal unless this plan may run here at this moment; ``now`` with a time zone."""
@@ -115,9 +117,12 @@ class Policy(Settings):
             raise Refusal("plan-withdrawn", f"the approval of plan {plan.name} was withdrawn here")
         if name not in self.approved_plans:
             raise Refusal("plan-not-approved", f"plan {plan.name} waits for `nexus-client plan approve`")
-        self.check_plan(plan, now.astimezone(dt.UTC).date())
+        utc = now.astimezone(dt.UTC)
+        self._check_limits(plan, utc.date())
         if not Hours.parse(self.allowed_hours).holds(minute_of(now)):
             raise Refusal("outside-hours", f"it is {now:%H:%M}, this site trains at {self.allowed_hours}")
+        if not plan.hours.holds(minute_of(utc)):
+            raise Refusal("outside-hours", f"it is {utc:%H:%M} UTC, plan {plan.name} trains at {plan.hours}")
 
 
 def read_policy(path: Path) -> Policy:
@@ -136,12 +141,38 @@ def write_policy(path: Path, site: str) -> None:
         write_durably(path, TEMPLATE.format(site=site).encode())
 
 
-def change_policy(path: Path, comment: str = "", **values: Any) -> Policy:
-    """Change settings and keep the rest of the file as it stands, comments too.
+def _clocks(year: int) -> set[int]:
+    """By how many minutes this machine's clock is ahead of UTC, in winter and in summer."""
+    days = (dt.datetime(year, month, 1).astimezone().utcoffset() for month in (1, 7))
+    return {int(ahead.total_seconds() // 60) for ahead in days if ahead is not None}
 
-    A list is written one item a line, each with ``comment``.
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One change at a time, whichever process makes it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def change_policy(path: Path, comment: str = "", **values: Any) -> Policy:
+    """Set some values, as ``rewrite_policy`` does."""
+    return rewrite_policy(path, lambda _: values, comment)
+
+
+def rewrite_policy(path: Path, change: Callable[[Policy], dict[str, Any]], comment: str = "") -> Policy:
+    """Set what ``change`` makes of the policy and keep the rest of the file as it stands, comments too.
+
+    A list is written one item a line; those of ``approved_plans`` get ``comment``.
     """
-    read_policy(path)
+    with _alone(path.parent):
+        return _changed(path, change(read_policy(path)), comment)
+
+
+def _changed(path: Path, values: dict[str, Any], comment: str) -> Policy:
     document = tomlkit.parse(path.read_text(encoding="utf-8"))
     for name, value in values.items():
         if not isinstance(value, list):
@@ -149,7 +180,7 @@ def change_policy(path: Path, comment: str = "", **values: Any) -> Policy:
             continue
         array = tomlkit.array()
         for item in value:
-            array.add_line(item, comment=comment or None)
+            array.add_line(item, comment=comment if comment and name == "approved_plans" else None)
         if value:
             array.add_line(indent="")
         document[name] = array

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_common import wire
+from nexus_common.audit import read
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan
 from nexus_common.versions import StoredAdapter, vector_hash
@@ -78,6 +79,7 @@ class SiteRounds:
                 return wire.Readiness(wire.PREPARING)  # first finish what was begun for another run
             self._plan, self._readied, self._refusal = plan, None, None
         if self._readied is not None:
+            self._require_rows()
             return wire.Readiness(wire.READY)
         if self._refusal is not None:
             refusal, self._refusal, self._plan = self._refusal, None, None
@@ -112,6 +114,8 @@ class SiteRounds:
             raise Refusal("too-few-rows", f"{found} training rows, policy.toml wants min_rows = {least}")
 
     def _on_embedded(self, done: int, total: int) -> None:
+        if (plan := self._plan) is not None:
+            self.consent.require(plan)  # consent may have been withdrawn meanwhile
         self.progress = Progress("preparing", done, total, self.progress.run)
         if done == total or done % 256 < 32:
             log.info("embedded %d of %d texts", done, total)
@@ -127,7 +131,9 @@ class SiteRounds:
         readied = self._readied
         if readied is None:
             raise Refusal("not-ready")
+        self._require_rows()
         layout, number = plan.adapter.layout, message.round + 1
+        _check_number(plan, message.round)
         vector = wire.unpack(message.vector, layout)
         if message.round == 0:
             _check_first(plan, message.vector)
@@ -152,7 +158,9 @@ class SiteRounds:
             log.warning("%s", problem)
             self._readied = None
             raise Refusal("not-ready") from None
-        self.consent.require(plan)  # consent may have been withdrawn meanwhile
+        except NexusError as problem:
+            self.progress = Progress("refused", run=plan.name, round=number, problem=str(problem))
+            raise
         data = wire.pack(update)
         answer = wire.signed_update(self.identity, plan.hash, message.round, self.workspace.place.site, model, data)
         self._made = (model, answer)
@@ -163,6 +171,7 @@ class SiteRounds:
         return answer
 
     def _on_step(self, done: int, plan: Plan, number: int) -> None:
+        self.consent.require(plan)  # consent may have been withdrawn meanwhile
         self.progress = Progress("training", done, plan.local.steps, plan.name, number)
 
     def _rng(self, model: bytes) -> np.random.Generator:
@@ -170,23 +179,40 @@ class SiteRounds:
         return np.random.default_rng([int.from_bytes(model[:8], "little"), *self.workspace.place.site.encode()])
 
     def _deliver(self, message: wire.Deliver) -> wire.Message:
-        """Take a version for use.  An earlier one than is here may always replace it: so a version is called back."""
-        plan, there = self.consent.plan(message.run), StoredAdapter.read(self.workspace.place.federated_file)
-        if there is None or there.plan.hash != plan.hash or message.round > there.number:
-            self.consent.require(plan)
+        """Take a version for use: of the approved plan, or one that was here before; so versions are called back."""
+        plan = self.consent.plan(message.run)
+        _check_number(plan, message.round)
         vector = wire.unpack(message.vector, plan.adapter.layout)
+        if not self._had(plan, message):
+            self.consent.require(plan)
         self._store(StoredAdapter(plan, message.round, vector))
         log.info("version %d of run %s received", message.round, plan.name)
         return wire.Received(wire.model_hash(plan.hash, plan.adapter.layout, message.round, message.vector))
 
+    def _had(self, plan: Plan, message: wire.Deliver) -> bool:
+        """Whether a version is harmless: the base model's own output, or accepted here before, as the log says."""
+        digest = vector_hash(message.vector)
+        if digest == vector_hash(wire.pack(plan.adapter.layout.first_vector(plan.adapter.seed_bytes))):
+            return True
+        wanted = ("version accepted", plan.hash.hex(), message.round, digest)
+        lines = read(self.workspace.place.audit_file)
+        return any((e["event"], e.get("plan"), e.get("version"), e.get("sha256")) == wanted for e in lines)
+
     def _store(self, version: StoredAdapter) -> None:
+        there = StoredAdapter.read(self.workspace.place.federated_file)
         digest, plan = vector_hash(wire.pack(version.vector)), version.plan.hash.hex()
+        held = there and (there.plan.hash.hex(), there.number, vector_hash(wire.pack(there.vector)))
+        if held == (plan, version.number, digest):
+            return
         self.consent.audit.append("version accepted", plan=plan, version=version.number, sha256=digest)
         version.write(self.workspace.place.federated_file)
 
 
 def _check_first(plan: Plan, vector: bytes) -> None:
-    """Refuse a first version other than the one that the plan fixes: nobody chooses where training begins."""
+    """Refuse a first version other than the one that the plan fixes.
+
+    (A server that lies about a version's number gets around it; it chooses every later version in any case.)
+    """
     origin = plan.origin
     if origin is None:
         fixed: str | None = vector_hash(wire.pack(plan.adapter.layout.first_vector(plan.adapter.seed_bytes)))
@@ -194,3 +220,10 @@ def _check_first(plan: Plan, vector: bytes) -> None:
         fixed = origin.vector  # None: the newest of the plan before, whichever that was
     if fixed is not None and vector_hash(vector) != fixed:
         raise Refusal("wrong-context", f"the first version of run {plan.name} is not the one that its plan fixes")
+
+
+def _check_number(plan: Plan, number: int) -> None:
+    """Refuse a version that the plan's rounds cannot reach; failed ones and rollbacks count (specification, "Plan")."""
+    most = plan.protocol_plans[0].rounds
+    if number >= most:
+        raise Refusal("wrong-context", f"version {number}, plan {plan.name} reaches at most {most - 1}")

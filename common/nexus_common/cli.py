@@ -79,18 +79,21 @@ def run_cli(app: typer.Typer, name: str, argv: list[str] | None) -> int:
     except click.ClickException as problem:
         problem.show()
         return 2
-    except NexusError as problem:
-        sys.stderr.write(f"{name}: {problem}\n")
-        return 1
-    except PermissionError as problem:
-        sys.stderr.write(f"{name}: no permission for {problem.filename}; run it as root, or give --home DIR\n")
-        return 1
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    return found if isinstance(found, int) else 0  # an exit code where typer turned one into a value
+    except NexusError as problem:
+        said = str(problem)
+    except PermissionError as problem:
+        said = f"no permission for {problem.filename}; run it as root, or give --home DIR"
+    except OSError as problem:
+        said = f"{problem.filename or 'a file'}: {problem.strerror or problem}"
+    else:
+        return found if isinstance(found, int) else 0  # an exit code where typer turned one into a value
+    sys.stderr.write(f"{name}: {said}\n")
+    return 1
 
 
 def show(context: typer.Context, data: Any, text: str) -> None:

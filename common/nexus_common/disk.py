@@ -3,6 +3,7 @@
 import fcntl
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import IO
 
@@ -10,9 +11,17 @@ from nexus_common.errors import NexusError
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write, sync, rename, sync the folder: after a crash the file is there whole or not at all."""
+    """Write, sync, rename, sync the folder: after a crash the file is there whole or not at all.
+
+    A file that takes the place of another has its mode, and, where root writes it, its owner.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with temporary.open("wb") as file:
+        if path.exists():
+            old = path.stat()
+            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+            if os.geteuid() == 0:
+                os.fchown(file.fileno(), old.st_uid, old.st_gid)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

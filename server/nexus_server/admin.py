@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from nexus_common.audit import AuditLog
 from nexus_common.errors import NexusError
@@ -89,6 +90,12 @@ class Administration:
                 f"run {active.plan.name} is in progress (round {active.done} of {active.plan.rounds}); "
                 f"`nexus-server stop {active.plan.name}` ends it after its round"
             )
+        waiting = [one.plan.name for one in self.registry.proposals() if one.wanted and one.plan.hash != plan.hash]
+        if waiting:
+            raise NexusError(
+                f"plan {waiting[0]} waits for approvals already, and a site approves one plan at a time; "
+                f"`nexus-server stop {waiting[0]}` takes it back"
+            )
         if known is None:
             self.plans.put(plan, wanted=True)
             return self.status(Nothing())
@@ -115,11 +122,13 @@ class Administration:
         """End the active run after the round in progress, or take back a plan that waits for approvals."""
         active = self.registry.active_run()
         if any(one.plan.name == request.run for one in self.registry.proposals()):
+            self.plans.audit.append("plan taken back", name=request.run)
             self.registry.forget_proposal(request.run)
             return self.status(Nothing())
         if active is None or active.plan.name != request.run:
             running = f"{active.plan.name} is" if active else "none is"
             raise NexusError(f"run {request.run!r} is not in progress; {running}")
+        self.plans.audit.append("stop", plan=active.plan.hash.hex(), name=request.run)
         self.registry.set_state(request.run, STOPPING, expected=RUNNING)
         self.conductor.wake()
         return self.status(Nothing())
@@ -127,7 +136,10 @@ class Administration:
     def status(self, _: Nothing) -> api.Status:
         """What runs now, else what ran last, and what waits for approvals."""
         wanted = next((one.plan for one in self.registry.proposals() if one.wanted), None)
-        waits = {"wanted": wanted.name, "approvals_missing": self.conductor.approvals.lacking(wanted)} if wanted else {}
+        waits: dict[str, Any] = (
+            {"wanted": wanted.name, "approvals_missing": self.conductor.approvals.lacking(wanted)} if wanted else {}
+        )
+        waits["problem"] = self.conductor.problem or self.conductor.approvals.problem
         connected, run = sorted(self.exchange.alive()), self.registry.active_run() or self.registry.last_run()
         if run is None:
             return api.Status(connected=tuple(connected), **waits)

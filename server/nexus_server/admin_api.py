@@ -139,6 +139,7 @@ class Status(Body):
     in_use: int | None = None
     wanted: str | None = None
     approvals_missing: tuple[str, ...] = ()
+    problem: str | None = None
     cohort: tuple[str, ...] = ()
     failed_rounds: int = 0
     round_seconds: tuple[float, ...] = ()

@@ -56,7 +56,9 @@ class ModelAdministration:
         after = min(number for number in states if number > request.version)
         pair = [self.registry.vector(run.plan.name, number) for number in (request.version, after)]
         self.audit.append("rollback", plan=run.plan.hash.hex(), version=request.version)
-        self.registry.roll_back(run, request.version, np.mean(pair, axis=0, dtype=np.float32))
+        if not self.registry.roll_back(run, request.version, np.mean(pair, axis=0, dtype=np.float32)):
+            self.audit.append("rollback void", plan=run.plan.hash.hex(), version=request.version)
+            raise NexusError("a round was finished in this instant, so nothing was changed; give the command again")
         self.conductor.wake()
         return self.models(Nothing())
 
@@ -64,15 +66,19 @@ class ModelAdministration:
         """Take versions out of use for good; sites get the one before at their next contact."""
         run = self._named(request.run)
         name = run.plan.name
-        if not 0 <= request.first <= request.last <= run.round:
-            raise NexusError(f"run {name} has versions 0 to {run.round}, not {request.first}..{request.last}")
-        if request.last < run.round:
+        if not 1 <= request.first <= request.last <= run.round:
             raise NexusError(
-                f"versions {request.last + 1} to {run.round} of run {name} were trained from these and learnt the "
-                f"same; withdraw {request.first}..{run.round}"
+                f"run {name} has versions 1 to {run.round} to withdraw, not {request.first}..{request.last} (where it "
+                "began, version 0, belongs to the run before, if to any)"
             )
-        self.audit.append("versions withdrawn", plan=run.plan.hash.hex(), first=request.first, last=request.last)
-        self.registry.withdraw(name, request.first, request.last)
+        facts: dict[str, str | int] = {"plan": run.plan.hash.hex(), "first": request.first, "last": request.last}
+        self.audit.append("versions withdrawn", **facts)
+        if (newest := self.registry.withdraw(name, request.first, request.last)) != request.last:
+            self.audit.append("versions withdrawn void", **facts)
+            raise NexusError(
+                f"versions {request.last + 1} to {newest} of run {name} were trained from these and learnt the same, "
+                f"so nothing was changed; withdraw {request.first}..{newest}"
+            )
         self.registry.set_state(name, STOPPING, expected=RUNNING)
         self.conductor.wake()
         return self.models(Nothing())

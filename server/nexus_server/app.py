@@ -12,6 +12,7 @@ from nexus_common import rpc
 from nexus_common.address import split_address
 from nexus_common.audit import AuditLog
 from nexus_common.disk import single_process
+from nexus_common.errors import NexusError
 from nexus_common.journal import Journal
 
 from nexus_server.admin import Administration
@@ -87,7 +88,10 @@ class Server:
         while not self._stopping.is_set():
             try:
                 self.conductor.turn()
-            except Exception:
+                self.conductor.problem = None
+            except Exception as fault:
+                known = isinstance(fault, NexusError)
+                self.conductor.problem = str(fault) if known else f"{type(fault).__name__}; the server's log says more"
                 log.exception("the round logic met a fault; it tries again in 5 s")
                 self._stopping.wait(5.0)
 

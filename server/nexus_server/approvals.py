@@ -5,18 +5,20 @@ A notice is signed by the site, and is for the coordinator's eyes: nothing at a 
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 
 import numpy as np
 from nexus_common import wire
 from nexus_common.audit import AuditLog
-from nexus_common.errors import Refusal
+from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
+from nexus_common.versions import vector_hash
 
-from nexus_server.exchange import SMALL_TRIP_SECONDS, Exchange
+from nexus_server.exchange import DEADLINE, SMALL_TRIP_SECONDS, Exchange, Failure
 from nexus_server.pauses import Pauses
-from nexus_server.records import RUNNING, STOPPING, Run
+from nexus_server.records import MADE, RUNNING, STOPPING, Run
 from nexus_server.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -29,9 +31,11 @@ class Approvals:
         self, registry: Registry, exchange: Exchange, identities: Callable[[], dict[str, bytes]], audit: AuditLog
     ) -> None:
         self.registry, self.exchange, self.identities, self.audit = registry, exchange, identities, audit
-        self._heard: set[tuple[bytes, str]] = set()  # (plan, site) asked since the site's session began
+        self.problem: str | None = None  # why a wanted plan cannot begin
+        self._session: Counter[str] = Counter()  # changed by other threads, as sites come anew
+        self._heard: dict[tuple[bytes, str], int] = {}  # (plan, site) -> the site's session in which it answered
         self._asked_at: dict[str, float] = {}
-        self._pauses = Pauses()
+        self._refused, self._silent = Pauses(), Pauses()
 
     def consult(self) -> None:
         """Ask each connected site once a session, and at most once a second, where it stands on every open plan."""
@@ -41,7 +45,9 @@ class Approvals:
             asked = [
                 site
                 for site in sorted(alive & set(plan.names))
-                if (plan.hash, site) not in self._heard and self._pauses.over(site)
+                if self._heard.get((plan.hash, site)) != self._session[site]
+                and self._refused.over(site)
+                and self._silent.over(site)
             ]
             if asked:
                 self._asked_at |= dict.fromkeys(asked, now)
@@ -52,18 +58,26 @@ class Approvals:
         return [*([active.plan] if active else []), *(proposal.plan for proposal in self.registry.proposals())]
 
     def _ask(self, plan: Plan, sites: Collection[str]) -> None:
-        message, identities = wire.Propose(plan.canonical), self.identities()
+        message, identities, sessions = wire.Propose(plan.canonical), self.identities(), self._session.copy()
         for site, answer in self.exchange.ask(dict.fromkeys(sites, message), SMALL_TRIP_SECONDS).items():
+            if self._session[site] != sessions[site]:
+                continue  # it came anew meanwhile: this answer may be older than what its people say now
             try:
+                if isinstance(answer, wire.Refused):
+                    raise Refusal(answer.code)
                 if not isinstance(answer, wire.Standing):
-                    raise Refusal("malformed", answer.code if isinstance(answer, wire.Refused) else "no notice")
+                    raise Refusal("malformed", answer.reason if isinstance(answer, Failure) else "no notice")
                 wire.verify_standing(identities[site], plan.hash, site, answer)
             except Refusal as refusal:
                 log.warning("%s did not say where it stands on plan %s: %s", site, plan.name, refusal)
-                self._pauses.begin(site)
+                silent = isinstance(answer, Failure) and answer.reason == DEADLINE
+                (self._silent if silent else self._refused).begin(site)
+                if isinstance(answer, wire.Refused):
+                    self.registry.note_standing(plan, site, wire.Standing("refused", answer.code, b""))
                 continue
-            self._pauses.forget(site)
-            self._heard.add((plan.hash, site))
+            self._refused.forget(site)
+            self._silent.forget(site)
+            self._heard[plan.hash, site] = sessions[site]
             if self.registry.note_standing(plan, site, answer):
                 log.info("plan %s: %s says %s %s", plan.name, site, answer.state, answer.code)
                 self.audit.append(
@@ -71,9 +85,9 @@ class Approvals:
                 )
 
     def forget(self, site: str) -> None:
-        """A site's session ended or a new one began: it is asked anew."""
-        self._heard = {one for one in self._heard if one[1] != site}
-        self._pauses.forget(site)
+        """A site's session ended or a new one began: it is asked anew.  Silence is not forgiven by coming anew."""
+        self._session[site] += 1
+        self._refused.forget(site)
 
     def approved(self, plan: Plan) -> set[str]:
         """The sites whose last notice approves."""
@@ -98,20 +112,40 @@ class Approvals:
                     log.info("plan %s is approved: run %s ends after its round", plan.name, active.plan.name)
                     return self.registry.set_state(active.plan.name, STOPPING, expected=RUNNING)
                 continue
-            self.registry.create_run(plan, first_version(self.registry, plan))
+            try:
+                first = first_version(self.registry, plan)
+            except NexusError as problem:
+                self.problem = f"plan {plan.name} cannot begin: {problem}"
+                log.error("%s", self.problem)
+                self.registry.unwant(plan)
+                continue
+            self.problem = None
             self.audit.append("run began", plan=plan.hash.hex(), name=plan.name)
+            self.registry.create_run(plan, first)
             log.info("run %s begins", plan.name)
             return True
         return False
 
 
 def first_version(registry: Registry, plan: Plan) -> Vector:
-    """Where a plan begins: the base model's own output, or a version of the plan that it follows."""
+    """Where a plan begins: the base model's own output, or a version of the plan that it follows.
+
+    NexusError where that version is not there, not in use any more, or not the one that the plan fixes.
+    """
     if plan.origin is None:
         return plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
     before = origin_run(registry, plan)
     number = plan.origin.version if plan.origin.version is not None else registry.in_use(before.plan.name)
-    return np.array(registry.vector(before.plan.name, before.round if number is None else number))
+    usable = [version.number for version in registry.versions(before.plan.name) if version.state == MADE]
+    if number not in usable:
+        raise NexusError(
+            f"plan {plan.name} begins at version {number} of run {before.plan.name}, which is not in use; it may "
+            f"begin at {', '.join(map(str, usable)) or 'none'} (`plan new --from {before.plan.name} --from-version V`)"
+        )
+    vector = registry.vector(before.plan.name, number)
+    if plan.origin.vector not in (None, vector_hash(wire.pack(vector))):
+        raise NexusError(f"plan {plan.name} fixes other numbers than version {number} of run {before.plan.name} has")
+    return np.array(vector)
 
 
 def origin_run(registry: Registry, plan: Plan) -> Run:

@@ -17,7 +17,7 @@ from nexus_server import admin_api as admin
 from nexus_server.asking import call
 from nexus_server.dry_run import NO_DRY_RUN, dry_run
 
-SIGNS: Final = {"approved": "approved", "pending": "not yet", "withdrawn": "withdrawn", "unasked": "not heard yet"}
+SIGNS: Final = {"pending": "not yet", "unasked": "not heard yet"}
 
 
 def plan_text(plan: str) -> admin.PlanText:
@@ -165,7 +165,7 @@ def _status(context: typer.Context) -> None:
             one.hash[:12],
             one.became,
             site.site,
-            SIGNS[site.state],
+            SIGNS.get(site.state, site.state),
             site.code,
             moment(site.at) if site.at else "",
         ]

@@ -13,10 +13,10 @@ class Delivery:
 
     def __init__(self, registry: Registry, exchange: Exchange) -> None:
         self.registry, self.exchange = registry, exchange
-        self._has: dict[str, tuple[str, int]] = {}
+        self._has: dict[str, tuple[str, int | None]] = {}  # None: the base model's own output
         self._pauses = Pauses()
 
-    def note(self, site: str, run: str, number: int) -> None:
+    def note(self, site: str, run: str, number: int | None) -> None:
         """A site has a version for use."""
         self._has[site] = (run, number)
         self._pauses.forget(site)
@@ -33,13 +33,16 @@ class Delivery:
         return [site for site in alive if self._has.get(site) != wanted and self._pauses.over(site)]
 
     def deliver(self, run: Run, sites: list[str]) -> None:
-        """Send the version in use."""
-        name, number = run.plan.name, self.registry.in_use(run.plan.name)
-        if number is None:
-            return
-        message = wire.Deliver(run.plan.hash, number, wire.pack(self.registry.vector(name, number)))
+        """Send the version in use; where all are withdrawn, the base model's own output."""
+        plan, number = run.plan, self.registry.in_use(run.plan.name)
+        vector = (
+            plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
+            if number is None
+            else self.registry.vector(plan.name, number)
+        )
+        message = wire.Deliver(plan.hash, number or 0, wire.pack(vector))
         for site, answer in self.exchange.ask(dict.fromkeys(sites, message), SMALL_TRIP_SECONDS).items():
             if isinstance(answer, wire.Received):
-                self.note(site, name, number)
+                self.note(site, plan.name, number)
             else:
                 self._pauses.begin(site)

@@ -12,7 +12,7 @@ from nexus_common.recipe import Recipe
 from nexus_common.versions import vector_hash
 
 from nexus_server.admin_api import NewPlan, PlanDraft
-from nexus_server.approvals import origin_run
+from nexus_server.approvals import first_version, origin_run
 from nexus_server.records import Run
 from nexus_server.registry import Registry
 
@@ -140,10 +140,13 @@ def check_proposal(registry: Registry, plan: Plan, where: str) -> None:
             f"{where}: run {plan.name} exists with other settings ({differences(run.plan, plan)}); give the new "
             "one another name"
         )
-    if plan.origin is not None and origin_run(registry, plan).plan.adapter.layout != plan.adapter.layout:
+    if run is not None or plan.origin is None:
+        return
+    if origin_run(registry, plan).plan.adapter.layout != plan.adapter.layout:
         raise NexusError(
             f"{where}: [adapter] differs from the plan that it follows, so it cannot begin at its versions"
         )
+    first_version(registry, plan)  # raises where it cannot begin there
 
 
 def differences(before: Plan, plan: Plan) -> str:

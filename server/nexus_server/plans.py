@@ -34,6 +34,11 @@ class Plans(Database):
         rows = self.rows("SELECT plan FROM plans WHERE name = ?", name)
         return Plan.model_validate_json(rows[0]["plan"]) if rows else None
 
+    def unwant(self, plan: Plan) -> None:
+        """A plan is proposed still, but nobody waits for it."""
+        with self.transaction() as db:
+            db.execute("UPDATE plans SET wanted = 0 WHERE hash = ?", (plan.hash,))
+
     def forget_proposal(self, name: str) -> None:
         """Take back a plan that has become no run."""
         with self.transaction() as db:
@@ -46,6 +51,8 @@ class Plans(Database):
         if old and {"state": old[0].state, "code": old[0].code} == new:
             return False
         with self.transaction() as db:
+            if not db.execute("SELECT 1 FROM plans WHERE hash = ?", (plan.hash,)).fetchone():
+                return False  # taken back while the site was asked
             db.execute("DELETE FROM standings WHERE plan = ? AND site = ?", (plan.hash, site))
             insert(
                 db,

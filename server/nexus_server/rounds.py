@@ -31,6 +31,7 @@ from nexus_server.registry import Registry
 log = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS: Final = 0.5
 PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
+NOT_READY: Final = "refused: not-ready"
 NORM_SLACK: Final = 1.001  # float32 rounding of a vector that was scaled to exactly clip_norm
 
 
@@ -54,6 +55,7 @@ class Conductor:
         self.approvals = Approvals(registry, exchange, identities, audit)
         self.delivery = Delivery(registry, exchange)
         self.phase = Phase()
+        self.problem: str | None = None  # the fault of the last turn
         self._ready: dict[str, bytes] = {}  # site -> hash of the plan it is ready for
         self._pauses = Pauses()
         self._taken_up: bytes | None = None  # hash of the plan that this process works on
@@ -148,7 +150,7 @@ class Conductor:
         updates, failures = self._usable(run, packed, answers)
         for site, reason in failures.items():
             self._ready.pop(site, None)
-            if reason == DEADLINE:
+            if reason == DEADLINE or (reason.startswith("refused: ") and reason != NOT_READY):
                 self._pauses.begin(site)
             log.warning("round %d goes on without %s: %s", number, site, reason)
         if len(updates) < plan.quorum:

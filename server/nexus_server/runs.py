@@ -5,6 +5,7 @@ transaction names them.  After kill -9 at any instant a run goes on from its new
 """
 
 import json
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -90,22 +91,34 @@ class Runs(Database):
             self._optimisers.delete(run.optimiser)
         return True
 
-    def roll_back(self, run: Run, to: int, midpoint: Vector) -> None:
-        """Take the versions after ``to`` out of use; training goes on from ``midpoint``, with a fresh optimiser."""
+    def roll_back(self, run: Run, to: int, midpoint: Vector) -> bool:
+        """Take the versions after ``to`` out of use; training goes on from ``midpoint``, with a fresh optimiser.
+
+        False, and nothing is changed, where a round was committed meanwhile.
+        """
         vector = self._versions.store({"vector": midpoint})
         with self.transaction() as db:
+            if _newest(db, run.plan.name) != run.round:
+                return False
             db.execute(
                 "UPDATE versions SET state = ? WHERE run = ? AND number > ? AND state = ?",
                 (ROLLED_BACK, run.plan.name, to, MADE),
             )
             insert(db, "versions", _version(run.plan.name, run.round + 1, vector) | {"state": MIDPOINT})
             db.execute("UPDATE runs SET optimiser = NULL WHERE name = ?", (run.plan.name,))
+        return True
 
-    def withdraw(self, run: str, first: int, last: int) -> None:
-        """Take versions out of use for good."""
+    def withdraw(self, run: str, first: int, last: int) -> int:
+        """Take versions out of use for good, and equal ones that other runs began at; the number of the newest.
+
+        Nothing is changed where that is not ``last``: the versions behind it were trained from these.
+        """
         with self.transaction() as db:
-            change = "UPDATE versions SET state = ? WHERE run = ? AND number BETWEEN ? AND ?"
-            db.execute(change, (WITHDRAWN, run, first, last))
+            if (newest := _newest(db, run)) == last:
+                these = "SELECT hash FROM versions WHERE run = ? AND number BETWEEN ? AND ?"
+                change = f"UPDATE versions SET state = ? WHERE hash IN ({these})"  # noqa: S608  our own text
+                db.execute(change, (WITHDRAWN, run, first, last))
+        return newest
 
     def in_use(self, run: str) -> int | None:
         """The number of a run's newest version that is for use."""
@@ -139,6 +152,10 @@ class Runs(Database):
     def optimiser_state(self, run: Run) -> dict[str, NDArray[np.float64]]:
         """The server optimiser's state after the newest round."""
         return self._optimisers.load(run.optimiser) if run.optimiser else {}
+
+
+def _newest(db: sqlite3.Connection, run: str) -> int:
+    return int(db.execute("SELECT max(number) FROM versions WHERE run = ?", (run,)).fetchone()[0])
 
 
 def _version(run: str, number: int, vector: str) -> dict[str, Any]:

@@ -6,18 +6,23 @@ from nexus_server import admin_api as admin
 
 
 def sentence(status: admin.Status) -> str:
-    """The run's state in one line, and what waits for approvals in another."""
-    waits = (
-        f"plan {status.wanted} waits for the approval of {', '.join(status.approvals_missing) or 'nobody any more'} "
-        "(there: nexus-client plan show, plan approve)"
-    )
-    if status.run is None:
-        return waits if status.wanted else "no run yet: nexus-server plan new, plan propose, train"
-    return _run(status) + (f"\n{waits}" if status.wanted else "")
+    """The run's state in one line, and what waits or is wrong in further ones."""
+    lines = [_run(status)] if status.run else []
+    if status.wanted and status.approvals_missing:
+        lines.append(
+            f"plan {status.wanted} waits for the approval of {', '.join(status.approvals_missing)} "
+            "(there: nexus-client plan show, plan approve)"
+        )
+    elif status.wanted:
+        lines.append(f"plan {status.wanted} is approved and waits for run {status.run} to end")
+    if status.problem:
+        lines.append(f"problem: {status.problem}")
+    return "\n".join(lines) or "no run yet: nexus-server plan new, plan propose, train"
 
 
 def _run(status: admin.Status) -> str:
-    head = f"run {status.run}: {status.state}, {status.round} of {status.rounds} rounds done"
+    failed = f" ({status.failed_rounds} more came to nothing)" if status.failed_rounds else ""
+    head = f"run {status.run}: {status.state}, {status.round} of {status.rounds} rounds done{failed}"
     missing = ", ".join(status.missing)
     if status.state not in ("running", "stopping"):
         return head

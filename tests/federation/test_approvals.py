@@ -115,6 +115,56 @@ def test_a_notice_that_the_site_did_not_sign_is_not_taken(consortium: Consortium
     assert consortium.state("first") is None
 
 
+def test_a_word_that_changed_while_others_were_asked_is_asked_for_again(consortium: Consortium, first: Plan) -> None:
+    approvals, real = consortium.conductor.approvals, consortium.sites["bank-a"]
+
+    def turned(message: wire.Message) -> wire.Message:
+        """Answers "pending", and in that instant its people approve and its session is renewed."""
+        real.standing = wire.PENDING
+        answer = real(message)
+        real.standing = wire.APPROVED
+        consortium.grid.handle[consortium.grid.nodes["bank-a"]] = real
+        consortium.conductor.site_left("bank-a")
+        return answer
+
+    consortium.grid.handle[consortium.grid.nodes["bank-a"]] = turned
+    consortium.registry.propose(first, wanted=True)
+    consortium.turns(1)
+    assert approvals.lacking(first) == ("bank-a",)
+    consortium.turns(1)
+    assert approvals.lacking(first) == ()
+
+
+def test_a_plan_that_cannot_begin_is_said_and_stops_nobody_else(consortium: Consortium, first: Plan) -> None:
+    consortium.registry.propose(first, wanted=True)
+    consortium.turns(4)
+    for number, origin in enumerate(({"version": 99}, {"version": 1, "vector": "0" * 64}, {"version": 1})):
+        follows = plan_of(f"next-{number}", origin={"plan": first.hash.hex()} | origin)
+        if number == 2:
+            consortium.models.withdraw(Withdrawal(run=None, first=1, last=2))
+        consortium.registry.propose(follows, wanted=True)
+        consortium.says(wire.APPROVED, plan=follows)
+        consortium.turns(2)
+        assert f"plan next-{number} cannot begin" in str(consortium.conductor.approvals.problem)
+        assert consortium.state(f"next-{number}") is None
+    good = plan_of("good", origin={"plan": first.hash.hex()})
+    consortium.registry.propose(good, wanted=True)
+    consortium.says(wire.APPROVED, plan=good)
+    consortium.turns(2)
+    assert (consortium.state("good"), consortium.conductor.approvals.problem) == ((RUNNING, 1), None)
+
+
+def test_versions_that_another_run_began_at_go_out_of_use_with_it(consortium: Consortium, first: Plan) -> None:
+    consortium.registry.propose(first, wanted=True)
+    consortium.turns(4)
+    second = plan_of("second", origin={"plan": first.hash.hex()})
+    consortium.registry.propose(second, wanted=True)
+    consortium.says(wire.APPROVED, plan=second)
+    consortium.turns(1)
+    consortium.models.withdraw(Withdrawal(run="first", first=1, last=2))
+    assert consortium.registry.in_use("second") is None
+
+
 def test_each_new_word_of_a_site_is_logged_once(consortium: Consortium, first: Plan) -> None:
     consortium.registry.propose(first)
     consortium.turns(2)

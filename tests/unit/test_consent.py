@@ -103,17 +103,87 @@ def test_what_the_policy_forbids_cannot_be_approved_and_is_logged(consent: Conse
     assert [line["code"] for line in audit.read(consent.place.audit_file)] == ["clip-bound"]
 
 
+@pytest.mark.parametrize(
+    ("noise", "most", "code"),
+    [(2.0, 50.0, "privacy-not-available"), (2.0, 0.1, "epsilon-bound"), (0.01, 1e6, "epsilon-bound")],
+    ids=["within", "above", "as good as none"],
+)
+def test_noise_is_held_against_the_sites_own_bound(consent: Consent, noise: float, most: float, code: str) -> None:
+    privacy, wide = {"noise": noise, "sampling": 0.5, "honest": 1}, {"mod_bits": 32}
+    change_policy(consent.place.policy_file, max_epsilon=most)
+    with pytest.raises(Refusal, match=code):
+        consent.check(plan(privacy=privacy, aggregation=wide))
+    assert [line["code"] for line in audit.read(consent.place.audit_file)] == [code]
+
+
+def test_a_withdrawal_that_could_not_be_logged_is_logged_when_it_is_made_again(consent: Consent) -> None:
+    consent.offer(plan().canonical)
+    consent.approve(plan(), plan().hash.hex(), "Dr X", None)
+    kept = consent.place.audit_file.rename(consent.place.audit_file.with_suffix(".moved"))
+    consent.place.audit_file.mkdir()
+    with pytest.raises(NexusError):
+        consent.withdraw("first", "Dr Y", None)
+    consent.place.audit_file.rmdir()
+    kept.rename(consent.place.audit_file)
+    consent.withdraw("first", "Dr Y", None)
+    assert events(consent)[-1] == "plan withdrawn"
+
+
 def test_a_withdrawal_counts_at_once_and_may_be_taken_back(consent: Consent) -> None:
     consent.offer(plan().canonical)
     consent.approve(plan(), plan().hash.hex(), "Dr X", None)
-    consent.withdraw(plan(), "Dr Y", "8")
+    assert consent.withdraw(None, "Dr Y", "8") == "first"
     with pytest.raises(Refusal, match="plan-withdrawn"):
         consent.require(plan())
     assert consent.standing(plan()) == (wire.WITHDRAWN, "")
-    with pytest.raises(NexusError, match="nothing to withdraw"):
-        consent.withdraw(plan(), "Dr Y", None)
     consent.approve(plan(), plan().hash.hex(), "Dr X", None)
     consent.require(plan())
+
+
+def test_what_was_never_approved_cannot_be_withdrawn(consent: Consent) -> None:
+    consent.offer(plan().canonical)
+    for asked in (None, "first", plan().hash.hex()):
+        with pytest.raises(NexusError, match="nothing to withdraw"):
+            consent.withdraw(asked, "Dr Y", None)
+    assert consent.standing(plan()) == (wire.PENDING, "")
+
+
+@pytest.mark.parametrize("asked", [None, "first", plan().hash.hex(), plan().hash.hex()[:8]])
+def test_an_approval_is_withdrawn_even_where_its_plan_is_not_kept_any_more(consent: Consent, asked: str | None) -> None:
+    consent.offer(plan().canonical)
+    consent.approve(plan(), plan().hash.hex(), "Dr X", None)
+    if asked != "first":
+        (consent.place.state / "plans" / f"{plan().hash.hex()}.json").unlink()
+    consent.withdraw(asked, "Dr Y", None)
+    assert consent.policy.withdrawn_plans == (plan().hash.hex(),)
+    assert consent.policy.approved_plans == ()
+
+
+def test_an_approval_is_withdrawn_whatever_else_is_proposed_under_its_name(consent: Consent) -> None:
+    consent.offer(plan().canonical)
+    consent.approve(plan(), plan().hash.hex(), "Dr X", None)
+    consent.offer(plan(rounds=99).canonical)
+    consent.withdraw("first", "Dr Y", None)
+    assert consent.policy.withdrawn_plans == (plan().hash.hex(),)
+    consent.approve(plan(), plan().hash.hex(), "Dr X", None)
+    for path in (consent.place.state / "plans").iterdir():
+        path.unlink()
+    consent.withdraw(plan().hash.hex()[:8], "Dr Y", None)
+    assert consent.policy.approved_plans == ()
+
+
+def test_too_little_noise_for_the_policy_cannot_be_approved(consent: Consent) -> None:
+    noise = {"noise": 2.0, "sampling": 0.01, "honest": 3}
+    noisy = plan(privacy=noise, aggregation={"mod_bits": 32})
+    change_policy(consent.place.policy_file, max_epsilon=0.001)
+    with pytest.raises(Refusal, match="epsilon-bound"):
+        consent.check(noisy)
+    quiet = plan(privacy=noise | {"noise": 0.01}, aggregation={"mod_bits": 32}, rounds=100_000)
+    with pytest.raises(Refusal, match=r"epsilon-bound: .* spends epsilon inf"):
+        consent.check(quiet)  # at once: nobody waits for minutes
+    change_policy(consent.place.policy_file, max_epsilon=1000.0)
+    with pytest.raises(Refusal, match="privacy-not-available"):
+        consent.check(noisy)
 
 
 def test_a_withdrawal_does_not_wait_for_the_log(consent: Consent) -> None:
@@ -122,7 +192,7 @@ def test_a_withdrawal_does_not_wait_for_the_log(consent: Consent) -> None:
     consent.place.audit_file.unlink()
     consent.place.audit_file.mkdir()
     with pytest.raises(NexusError):
-        consent.withdraw(plan(), "Dr Y", None)
+        consent.withdraw(None, "Dr Y", None)
     with pytest.raises(Refusal, match="plan-withdrawn"):
         consent.require(plan())
 
@@ -172,3 +242,11 @@ def test_a_damaged_proposal_is_none_and_is_taken_again(consent: Consent) -> None
         consent.plan(plan().hash)
     consent.offer(plan().canonical)
     assert consent.plan(plan().hash) == plan()
+
+
+def test_with_a_policy_that_cannot_be_read_no_proposal_is_kept(consent: Consent) -> None:
+    consent.place.policy_file.write_text("nonsense")
+    for number in range(3):
+        with pytest.raises(Refusal, match="policy-invalid"):
+            consent.offer(plan(f"spam-{number}").canonical)
+    assert consent.proposals() == []

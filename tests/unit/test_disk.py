@@ -52,6 +52,14 @@ def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
         assert reader.read() == b"old"
 
 
+def test_a_file_that_takes_the_place_of_another_has_its_mode(tmp_path: Path) -> None:
+    for mode in (0o600, 0o640):
+        (tmp_path / "x").touch()
+        (tmp_path / "x").chmod(mode)
+        write_durably(tmp_path / "x", b"new")
+        assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     write_durably(tmp_path / "x", b"old")
     with pytest.raises(TypeError):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nexus_common.config import validate
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Layout
-from nexus_common.plan import Plan, ServerSettings, parse_plan, plan_from_wire
+from nexus_common.plan import MAX_PLAN_BYTES, Plan, ServerSettings, parse_plan, plan_from_wire
 from nexus_common.recipe import AdapterSettings, LocalSettings, read_recipe
 
 from tests.plans import make_plan, member, plan_fields
@@ -189,6 +189,11 @@ def test_hostile_bytes_are_malformed_and_nothing_else(data: bytes) -> None:
 def test_bytes_beyond_the_parsers_limits_are_malformed(data: bytes) -> None:
     with pytest.raises(Refusal, match="malformed"):
         plan_from_wire(data)
+
+
+def test_a_plan_that_is_too_long_is_not_even_parsed() -> None:
+    with pytest.raises(Refusal, match=f"a plan of {MAX_PLAN_BYTES + 1} bytes, at most {MAX_PLAN_BYTES}"):
+        plan_from_wire(b" " * (MAX_PLAN_BYTES + 1))
 
 
 def test_a_refused_plans_text_is_not_repeated() -> None:

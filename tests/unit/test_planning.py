@@ -168,6 +168,22 @@ def test_what_cannot_be_proposed_is_said(registry: Registry, plan: Plan, said: s
         check_proposal(registry, plan, "plan.toml")
 
 
+def test_a_plan_may_begin_only_at_a_version_in_use_with_the_numbers_it_fixes(registry: Registry) -> None:
+    def following(**origin: Any) -> Plan:
+        return make_plan(SITES, origin={"plan": FIRST.hash.hex(), **origin}, adapter={"salience": False})
+
+    check_proposal(registry, following(version=1), "plan.toml")
+    for origin, said in (
+        ({"version": 2}, "begins at version 2 of run first, which is not in use; it may begin at 0, 1 "),
+        ({"version": 1, "vector": "ab" * 32}, "fixes other numbers than version 1 of run first has"),
+    ):
+        with pytest.raises(NexusError, match=said):
+            check_proposal(registry, following(**origin), "plan.toml")
+    registry.withdraw("first", 1, 1)
+    with pytest.raises(NexusError, match="which is not in use; it may begin at 0 "):
+        check_proposal(registry, following(version=1), "plan.toml")
+
+
 def test_a_plan_of_enrolled_sites_may_be_proposed_and_proposed_again_once_it_runs(registry: Registry) -> None:
     for plan in (FIRST, drafted(registry), drafted(registry, origin="first", version=1)):
         check_proposal(registry, plan, "plan.toml")

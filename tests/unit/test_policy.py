@@ -1,13 +1,17 @@
 """A site's own word: each thing it forbids is refused with its code, and nothing else is changed by changing it."""
 
+import contextlib
 import datetime as dt
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nexus_client.policy import TEMPLATE, Policy, change_policy, read_policy, write_policy
+from nexus_client.policy import TEMPLATE, Policy, change_policy, read_policy, rewrite_policy, write_policy
 from nexus_common.config import parse_toml
 from nexus_common.errors import Refusal
 from nexus_common.plan import Plan
@@ -62,9 +66,9 @@ def test_an_approved_plan_within_the_policy_may_run() -> None:
         ({"min_cohort": 4}, "cohort-too-small"),
         ({"max_clip_norm": 9.9}, "clip-bound"),
         ({"accept_no_record_privacy": False}, "no-record-privacy"),
-        ({"allowed_hours": "13:00-12:30"}, "outside-hours"),
+        ({"allowed_hours": "13:00-11:30"}, "outside-hours"),
+        (approved(make_plan("abc", hours_utc="13:00-11:30")), "outside-hours"),
         ({"now": dt.datetime(2100, 1, 1, tzinfo=dt.UTC)}, "plan-ended"),
-        (approved(noise()) | {"max_epsilon": 1e-3}, "epsilon-bound"),
         (approved(noise()) | {"max_epsilon": 100.0}, "privacy-not-available"),
         (approved(noise()) | {"accept_no_record_privacy": False}, "privacy-not-available"),
     ],
@@ -74,14 +78,69 @@ def test_what_the_policy_forbids_is_refused_with_its_code(policy: dict[str, Any]
     assert code(**policy) == refused
 
 
-def test_a_plan_must_stay_inside_of_the_allowed_hours_and_so_must_the_moment() -> None:
+def test_a_plan_must_stay_inside_of_the_allowed_hours_in_summer_and_winter(monkeypatch: pytest.MonkeyPatch) -> None:
+    night = make_plan("abc", hours_utc="19:00-05:00")
+    for zone, allowed, good in (
+        ("UTC", "19:00-05:00", True),
+        ("UTC", "19:01-05:00", False),
+        ("CET-1CEST,M3.5.0,M10.5.0", "20:00-06:00", False),  # in summer the plan runs until 07:00 there
+        ("CET-1CEST,M3.5.0,M10.5.0", "20:00-07:00", True),
+    ):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        try:
+            policy = Policy(accept_no_record_privacy=True, allowed_hours=allowed)
+            with contextlib.nullcontext() if good else pytest.raises(Refusal, match="outside-hours"):
+                policy.check_plan(night, NOON.date())
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+
+
+def test_the_moment_must_lie_in_the_plans_and_in_the_allowed_hours() -> None:
     ahead = int((dt.datetime.now().astimezone().utcoffset() or dt.timedelta()).total_seconds() // 60)
     night = make_plan("abc", hours_utc="22:00-02:00")
     allowed = str(night.hours.shifted(ahead))
     local = dt.timezone(dt.timedelta(minutes=ahead))
     inside, outside = (dt.datetime(2026, 11, 25, hour, 0, tzinfo=dt.UTC).astimezone(local) for hour in (23, 12))
     assert code(**approved(night), now=inside, allowed_hours=allowed) == ""
-    assert code(**approved(night), now=outside, allowed_hours=allowed) == "outside-hours"
+    assert code(**approved(night), now=outside) == "outside-hours", "the plan's own hours"
+    assert code(now=outside, allowed_hours=allowed) == "outside-hours", "the site's hours"
+
+
+@pytest.fixture
+def central_europe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This machine's clock is one hour ahead of UTC in winter, two in summer."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("central_europe")
+@pytest.mark.parametrize(
+    ("allowed", "fits"), [("23:00-04:00", True), ("23:00-03:00", False), ("00:00-04:00", False), ("00:00-24:00", True)]
+)
+def test_a_plans_hours_lie_inside_the_allowed_ones_in_summer_and_in_winter(allowed: str, fits: bool) -> None:
+    night = make_plan("abc", hours_utc="22:00-02:00")
+    policy = Policy(accept_no_record_privacy=True, allowed_hours=allowed)
+    try:
+        policy.check_plan(night, NOON.date())
+    except Refusal as refusal:
+        assert (refusal.code, fits) == ("outside-hours", False)
+    else:
+        assert fits
+
+
+@pytest.mark.parametrize(("most", "allowed"), [(None, True), (2.0, True), (1.99, False)])
+def test_an_epsilon_above_the_sites_own_bound_is_refused(most: float | None, allowed: bool) -> None:
+    policy = Policy(max_epsilon=most)
+    if allowed:
+        policy.check_epsilon(noise(), 2.0)
+        return
+    with pytest.raises(Refusal, match=r"epsilon-bound: .*epsilon 2\.00, this site allows 1\.99"):
+        policy.check_epsilon(noise(), 2.0)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +182,42 @@ def test_changing_a_setting_keeps_all_others_and_every_comment(path: Path) -> No
     assert "# first, approved by Dr X" in path.read_text()
     change_policy(path, approved_plans=[])
     assert path.read_text() == text
+
+
+def test_two_changes_at_once_are_both_kept(path: Path) -> None:
+    def one_more(number: int) -> None:
+        rewrite_policy(path, lambda policy: {"withdrawn_plans": [*policy.withdrawn_plans, f"{number:064x}"]})
+
+    threads = [threading.Thread(target=one_more, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(read_policy(path).withdrawn_plans) == [f"{number:064x}" for number in range(8)]
+
+
+def test_who_may_read_the_policy_does_not_change_with_it(path: Path) -> None:
+    path.chmod(0o640)
+    change_policy(path, participation="paused")
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_changes_at_the_same_time_lose_nothing(path: Path) -> None:
+    def add(number: int) -> None:
+        rewrite_policy(path, lambda policy: {"withdrawn_plans": [*policy.withdrawn_plans, f"{number:064x}"]})
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(read_policy(path).withdrawn_plans) == [f"{number:064x}" for number in range(12)]
+
+
+def test_a_changed_policy_keeps_its_mode(path: Path) -> None:
+    path.chmod(0o640)
+    change_policy(path, min_rows=3)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_comment_cannot_become_a_setting(path: Path) -> None:

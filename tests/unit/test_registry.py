@@ -180,6 +180,26 @@ def test_a_round_that_began_before_a_rollback_or_withdrawal_is_void(registry: Re
     assert registry.in_use("demo") == 0
 
 
+def test_a_rollback_or_withdrawal_of_what_is_not_the_newest_any_more_changes_nothing(registry: Registry) -> None:
+    commit(registry, 1)
+    stale = run(registry)
+    commit(registry, 2)
+    assert not registry.roll_back(stale, 0, VECTORS[1])
+    assert registry.withdraw("demo", 1, 1) == 2
+    assert [v.state for v in registry.versions("demo")] == [MADE] * 3
+    assert velocity(registry) == 0.2
+
+
+def test_a_withdrawn_version_is_withdrawn_where_another_run_began_at_it_too(registry: Registry) -> None:
+    commit(registry, 1)
+    registry.create_run(PLAN.model_copy(update={"name": "other"}), registry.vector("demo", 1))
+    assert registry.withdraw("demo", 1, 1) == 1
+    assert [(v.run, v.number, v.state) for v in registry.versions() if v.state == WITHDRAWN] == [
+        ("demo", 1, WITHDRAWN),
+        ("other", 0, WITHDRAWN),
+    ]
+
+
 def test_failed_rounds_are_counted_a_run_and_bounded(registry: Registry) -> None:
     row = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) "
     sql(registry, f"INSERT INTO failed_rounds {row} SELECT 'demo', 1, 0, '{{}}' FROM n")

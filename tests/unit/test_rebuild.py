@@ -1,0 +1,76 @@
+"""A lost server made again: only from a federated version, and its run goes on from there."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nexus_common.errors import NexusError
+from nexus_common.recipe import Recipe
+from nexus_common.versions import StoredAdapter
+from nexus_server.cli import main
+from nexus_server.rebuild import adopt, read_version
+from nexus_server.records import RUNNING, STOPPED, Run
+from nexus_server.registry import Registry
+
+from tests.federation.test_rounds import Federation, plan_of
+
+NAMES = ("bank-a", "bank-b", "hospital-a", "hospital-b")
+PLAN = plan_of(NAMES)
+VECTOR = PLAN.adapter.layout.first_vector(bytes(8)) + np.float32(0.25)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    StoredAdapter(PLAN, 3, VECTOR).write(tmp_path / "federated.safetensors")
+    return tmp_path / "federated.safetensors"
+
+
+def test_a_sites_version_is_read(file: Path) -> None:
+    found = read_version(file)
+    assert (found.plan, found.number) == (PLAN, 3)
+    np.testing.assert_array_equal(found.vector, VECTOR)
+
+
+def test_what_is_no_federated_version_is_said(file: Path) -> None:
+    StoredAdapter(Recipe(), 3, VECTOR).write(file.with_name("alone.safetensors"))
+    file.with_name("cut.safetensors").write_bytes(file.read_bytes()[:-1])
+    for name, said in (
+        ("alone.safetensors", "belongs to no plan"),
+        ("cut.safetensors", "is damaged"),
+        ("missing.safetensors", r"does not exist; at a site it is state/federated\.safetensors"),
+    ):
+        with pytest.raises(NexusError, match=said):
+            read_version(file.with_name(name))
+
+
+def test_init_from_a_version_has_its_run_stopped_where_the_site_stood(file: Path) -> None:
+    home = file.parent / "server"
+    assert main(["init", "--home", str(home), "--from-version", str(file)]) == 0
+    registry = Registry(home / "state")
+    assert registry.last_run() == Run(PLAN, STOPPED, 3, 0, None)
+    assert registry.plan(PLAN.name) == PLAN
+    np.testing.assert_array_equal(registry.vector(PLAN.name, 3), VECTOR)
+
+
+def test_init_from_a_faulty_version_makes_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_bytes(b"nonsense")
+    home = file.parent / "server"
+    assert main(["init", "--home", str(home), "--from-version", str(file)]) == 1
+    assert "federated.safetensors is damaged" in capsys.readouterr().err
+    assert not home.exists()
+
+
+def test_a_run_that_was_adopted_is_trained_to_its_end(tmp_path: Path) -> None:
+    whole, lost = Federation(tmp_path / "whole", PLAN), Federation(tmp_path / "lost", PLAN)
+    whole.turns(6)
+    lost.turns(3)
+    version = StoredAdapter(PLAN, lost.round, np.array(lost.registry.vector(PLAN.name, lost.round)))
+    lost.registry.close()
+    shutil.rmtree(tmp_path / "lost")
+    adopt(tmp_path / "lost", version)
+    again = Federation(tmp_path / "lost", PLAN)
+    again.registry.set_state(PLAN.name, RUNNING, expected=STOPPED)
+    again.turns(3)
+    assert (again.state, again.round) == (whole.state, whole.round)
+    np.testing.assert_array_equal(again.registry.vector(PLAN.name, 5), whole.registry.vector(PLAN.name, 5))

@@ -1,0 +1,251 @@
+"""A site's answers to the server: its policy is asked at each message, and what it stores or sends is logged first."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from nexus_client import rounds as module
+from nexus_client.consent import Consent
+from nexus_client.policy import change_policy, write_policy
+from nexus_client.rounds import SiteRounds
+from nexus_client.site import SiteHome, SiteSettings
+from nexus_client.workspace import Workspace
+from nexus_common import audit, certs, wire
+from nexus_common.errors import NexusError, Refusal
+from nexus_common.plan import Plan
+from nexus_common.versions import StoredAdapter, vector_hash
+
+from tests.plans import identity_of, make_plan
+
+QUICK = {"adapter": {"salience": False}, "local": {"steps": 1, "batch_rows": 2}}
+PLAN = make_plan("abc", **QUICK)
+FIRST = wire.pack(PLAN.adapter.layout.first_vector(PLAN.adapter.seed_bytes))
+LATER, OTHER = (wire.pack(np.full(PLAN.adapter.layout.dim, value, np.float32)) for value in (0.01, 0.02))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """The one loading of the encoder."""
+    folder = tmp_path_factory.mktemp("site")
+    rows = [{"query": f"where is the cup {i}", "passage": f"cup {i} is in room {i}"} for i in range(12)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"site": "a", "server": "127.0.0.1:1", "data": [{"path": str(folder / "rows.jsonl")}], "holdout_share": 0}
+    made = Workspace(SiteHome("a", folder, folder / "state"), SiteSettings.model_validate(fields, strict=False))
+    made.place.keys.mkdir(parents=True)
+    certs.save_key(made.place.keys / "identity.key", identity_of("a"))
+    made.ready(PLAN.adapter.layout)
+    yield made
+    made.encoder.cache.close()
+
+
+@pytest.fixture
+def consent(workspace: Workspace) -> Consent:
+    """A site that has joined and approved nothing."""
+    place = workspace.place
+    for path in (place.policy_file, place.audit_file, place.federated_file):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(place.state / "plans", ignore_errors=True)
+    write_policy(place.policy_file, "a")
+    change_policy(place.policy_file, accept_no_record_privacy=True)
+    return Consent(place)
+
+
+@pytest.fixture
+def site(workspace: Workspace, consent: Consent) -> SiteRounds:
+    return SiteRounds(workspace, identity_of("a"), consent)
+
+
+def allow(consent: Consent, *plans: Plan) -> None:
+    change_policy(consent.place.policy_file, approved_plans=[plan.hash.hex() for plan in plans])
+
+
+def withdraw(consent: Consent) -> None:
+    change_policy(consent.place.policy_file, approved_plans=[], withdrawn_plans=[PLAN.hash.hex()])
+
+
+def prepared(site: SiteRounds, plan: Plan = PLAN) -> SiteRounds:
+    """Approved, and ready for a run of the plan."""
+    allow(site.consent, plan)
+    for _ in range(600):
+        if site.handle(wire.Prepare(plan.canonical)) == wire.Readiness(wire.READY):
+            return site
+        time.sleep(0.05)
+    raise AssertionError("it did not become ready within 30 s")
+
+
+def refused(site: SiteRounds, message: wire.Message) -> str:
+    with pytest.raises(Refusal) as problem:
+        site.handle(message)
+    return problem.value.code
+
+
+def train(number: int = 0, vector: bytes = FIRST, plan: Plan = PLAN, use: int = 1) -> wire.TrainRound:
+    return wire.TrainRound(plan.hash, number, use, vector)
+
+
+def stored(site: SiteRounds) -> tuple[str, int] | None:
+    found = StoredAdapter.read(site.workspace.place.federated_file)
+    return (found.plan.name, found.number) if found else None
+
+
+def test_a_proposal_is_answered_with_a_signed_notice(site: SiteRounds) -> None:
+    public = certs.raw_identity(identity_of("a"))
+    for state in (wire.PENDING, wire.APPROVED):
+        told = site.handle(wire.Propose(PLAN.canonical))
+        assert isinstance(told, wire.Standing)
+        wire.verify_standing(public, PLAN.hash, "a", told)
+        assert (told.state, told.code) == (state, "")
+        allow(site.consent, PLAN)
+
+
+def test_nothing_is_prepared_for_a_plan_that_nobody_approved(site: SiteRounds) -> None:
+    assert refused(site, wire.Prepare(PLAN.canonical)) == "plan-not-approved"
+    assert refused(site, train()) == "wrong-context"
+    assert site.progress.phase == "idle"
+
+
+def test_a_round_is_answered_with_an_update_that_this_site_signed(site: SiteRounds) -> None:
+    made = prepared(site).handle(train())
+    assert isinstance(made, wire.Update)
+    model = wire.model_hash(PLAN.hash, PLAN.adapter.layout, 0, FIRST)
+    wire.verify_update(certs.raw_identity(identity_of("a")), PLAN.hash, 0, "a", model, made)
+    assert np.linalg.norm(wire.unpack(made.vector, PLAN.adapter.layout)) > 0
+
+
+def test_a_repeated_round_is_answered_without_training_again(site: SiteRounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = prepared(site).handle(train())
+    monkeypatch.setattr(module, "local_update", None)
+    assert site.handle(train()) is made
+
+
+def test_a_withdrawn_plan_is_not_trained_and_not_even_a_made_update_is_sent_again(site: SiteRounds) -> None:
+    prepared(site).handle(train())
+    withdraw(site.consent)
+    assert refused(site, train()) == "plan-withdrawn"
+    assert refused(site, wire.Prepare(PLAN.canonical)) == "plan-withdrawn"
+
+
+def test_an_update_is_not_sent_if_consent_was_withdrawn_while_it_was_made(
+    site: SiteRounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.local_update
+
+    def withdrawn_meanwhile(*given: object) -> object:
+        withdraw(site.consent)
+        return real(*given)  # type: ignore[arg-type]
+
+    prepared(site)
+    monkeypatch.setattr(module, "local_update", withdrawn_meanwhile)
+    assert refused(site, train()) == "plan-withdrawn"
+    assert site.progress.phase == "refused"
+
+
+def test_a_run_begins_only_at_the_version_that_its_plan_fixes(site: SiteRounds) -> None:
+    assert refused(prepared(site), train(vector=LATER)) == "wrong-context"
+    following = make_plan("abc", origin={"plan": "ab" * 32, "version": 3, "vector": vector_hash(LATER)}, **QUICK)
+    assert refused(prepared(site, following), train(plan=following)) == "wrong-context"
+    assert isinstance(site.handle(train(vector=LATER, plan=following)), wire.Update)
+
+
+def test_a_message_for_another_run_is_not_worked_on(site: SiteRounds) -> None:
+    assert refused(prepared(site), train(plan=make_plan("abc", name="other"))) == "wrong-context"
+
+
+def test_the_version_to_train_on_is_kept_only_where_it_is_for_use(site: SiteRounds) -> None:
+    prepared(site).handle(train(use=0))
+    assert stored(site) is None
+    site.handle(train(1, LATER))
+    assert stored(site) == ("sim", 1)
+    accepted = [line for line in audit.read(site.consent.place.audit_file) if line["event"] == "version accepted"]
+    assert [(line["version"], line["sha256"]) for line in accepted] == [(1, vector_hash(LATER))]
+
+
+def test_a_version_that_cannot_be_logged_is_not_kept(site: SiteRounds) -> None:
+    prepared(site)
+    site.consent.place.audit_file.unlink()
+    site.consent.place.audit_file.mkdir()
+    with pytest.raises(NexusError, match="audit log"):
+        site.handle(wire.Deliver(PLAN.hash, 1, LATER))
+    site.consent.place.audit_file.rmdir()
+    assert stored(site) is None
+
+
+def test_a_delivered_version_is_kept_and_answered_with_its_hash(site: SiteRounds) -> None:
+    answer = prepared(site).handle(wire.Deliver(PLAN.hash, 4, LATER))
+    assert answer == wire.Received(wire.model_hash(PLAN.hash, PLAN.adapter.layout, 4, LATER))
+    assert stored(site) == ("sim", 4)
+
+
+def test_after_a_withdrawal_a_version_can_be_called_back_and_nothing_new_comes(site: SiteRounds) -> None:
+    prepared(site).handle(wire.Deliver(PLAN.hash, 3, LATER))
+    site.handle(wire.Deliver(PLAN.hash, 4, OTHER))
+    withdraw(site.consent)
+    for number, vector in ((5, OTHER), (3, OTHER), (2, LATER)):
+        assert refused(site, wire.Deliver(PLAN.hash, number, vector)) == "plan-withdrawn"
+    assert stored(site) == ("sim", 4)
+    site.handle(wire.Deliver(PLAN.hash, 3, LATER))
+    assert stored(site) == ("sim", 3)
+    site.handle(wire.Deliver(PLAN.hash, 0, FIRST))
+    assert stored(site) == ("sim", 0), "the base model's own output is always harmless"
+
+
+def test_a_version_that_is_here_already_is_not_logged_again(site: SiteRounds) -> None:
+    prepared(site)
+    for _ in range(3):
+        site.handle(wire.Deliver(PLAN.hash, 3, LATER))
+    assert [line["event"] for line in audit.read(site.consent.place.audit_file)].count("version accepted") == 1
+
+
+def test_a_version_beyond_the_plans_rounds_is_refused(site: SiteRounds) -> None:
+    most = PLAN.protocol_plans[0].rounds
+    prepared(site).handle(wire.Deliver(PLAN.hash, most - 1, LATER))
+    for message in (train(most, LATER), wire.Deliver(PLAN.hash, most, LATER)):
+        assert refused(site, message) == "wrong-context"
+
+
+def test_a_version_of_a_plan_that_is_not_approved_is_not_taken(site: SiteRounds) -> None:
+    prepared(site).handle(wire.Deliver(PLAN.hash, 4, LATER))
+    other = make_plan("abc", name="other", **QUICK)
+    assert refused(site, wire.Deliver(other.hash, 1, LATER)) == "plan-not-approved"
+    site.handle(wire.Propose(other.canonical))
+    assert refused(site, wire.Deliver(other.hash, 1, LATER)) == "plan-not-approved"
+    assert stored(site) == ("sim", 4)
+
+
+@pytest.mark.parametrize("vector", [LATER[:-4], LATER[:-4] + np.float32("nan").tobytes()], ids=["short", "not finite"])
+def test_a_version_that_is_no_vector_of_the_layout_is_not_kept(site: SiteRounds, vector: bytes) -> None:
+    prepared(site)
+    for message in (wire.Deliver(PLAN.hash, 1, vector), train(1, vector)):
+        assert refused(site, message) == "bad-update"
+    assert stored(site) is None
+
+
+def test_fewer_rows_than_the_policy_wants_are_not_trained_on(site: SiteRounds) -> None:
+    allow(site.consent, PLAN)
+    change_policy(site.consent.place.policy_file, min_rows=13)
+    assert site.handle(wire.Prepare(PLAN.canonical)) == wire.Readiness(wire.PREPARING)
+    assert site._preparing is not None
+    site._preparing.join()
+    assert refused(site, train()) == "not-ready"
+    assert refused(site, wire.Prepare(PLAN.canonical)) == "too-few-rows"
+    assert "12 training rows, policy.toml wants min_rows = 13" in str(site.progress.problem)
+
+
+def test_rows_that_have_become_too_few_for_the_policy_are_not_trained_on_any_more(site: SiteRounds) -> None:
+    prepared(site).handle(train())
+    change_policy(site.consent.place.policy_file, min_rows=13)
+    for message in (train(1, LATER), wire.Prepare(PLAN.canonical)):
+        assert refused(site, message) == "too-few-rows"
+
+
+def test_another_base_model_is_refused(site: SiteRounds) -> None:
+    plan = make_plan("abc", base_model="00" * 32)
+    allow(site.consent, plan)
+    assert refused(site, wire.Prepare(plan.canonical)) == "unknown-base-model"
+
+
+def test_a_message_that_only_sites_send_is_unknown(site: SiteRounds) -> None:
+    assert refused(site, wire.Refused("paused")) == "unknown-message"
