@@ -82,7 +82,7 @@ class Consent:
     def plan(self, plan_hash: bytes) -> Plan:
         """A kept plan by its hash; Refusal ``plan-not-approved`` where there is none: nobody can have approved it."""
         plan = _stored(self._file(plan_hash))
-        if plan is None or plan.hash != plan_hash:
+        if plan is None:
             raise Refusal("plan-not-approved", "a plan that was never proposed here")
         return plan
 
@@ -161,7 +161,7 @@ class Consent:
         Done before it is logged, since it must not wait for the log; done again it is logged again.
         """
         policy = self.policy
-        for number in (*policy.approved_plans, *reversed(policy.withdrawn_plans)):
+        for number in (*policy.approved_plans, *(policy.withdrawn_plans if asked else ())):
             plan = _stored(self._file(bytes.fromhex(number)))
             name = plan.name if plan else number
             if asked in (None, name) or (asked and len(asked) >= 8 and number.startswith(asked)):
@@ -187,11 +187,12 @@ class Consent:
 
 
 def _stored(path: Path) -> Plan | None:
-    """A kept plan, None where there is none that can be read."""
+    """A kept plan, None where there is none that can be read under its name."""
     try:
-        return plan_from_wire(path.read_bytes())
-    except (FileNotFoundError, Refusal):
+        plan = plan_from_wire(path.read_bytes())
+    except (OSError, Refusal):
         return None
+    return plan if plan.hash.hex() == path.stem else None
 
 
 def _age(path: Path) -> float:

@@ -39,9 +39,9 @@ def parse_table(text: str, where: str) -> dict[str, Any]:
 
 
 def validate(kind: type[S], found: dict[str, Any], where: str) -> S:
-    """Validate as if it came as JSON (tuples from lists), so that strictness is about values and not about syntax."""
+    """Validate as if it came as JSON (tuples from lists, dates as text): strict about values and not about syntax."""
     try:
-        return kind.model_validate_json(json.dumps(found))
+        return kind.model_validate_json(json.dumps(found, default=str))
     except ValidationError as problem:
         faults = "".join(f"\n  {_fault(kind, error)}" for error in problem.errors())
         raise NexusError(f"{where}: {problem.error_count()} setting(s) to correct:{faults}") from None

@@ -6,7 +6,7 @@ from nexus_common.errors import NexusError
 from nexus_common.rpc import Method, Nothing
 
 from nexus_server import admin_api as api
-from nexus_server.records import MADE, RUNNING, STOPPING, Run
+from nexus_server.records import MADE, Run
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
 
@@ -79,7 +79,6 @@ class ModelAdministration:
                 f"versions {request.last + 1} to {newest} of run {name} were trained from these and learnt the same, "
                 f"so nothing was changed; withdraw {request.first}..{newest}"
             )
-        self.registry.set_state(name, STOPPING, expected=RUNNING)
         self.conductor.wake()
         return self.models(Nothing())
 

@@ -28,7 +28,8 @@ def draft(registry: Registry, request: NewPlan) -> PlanDraft:
     """The plan that a request describes, as a file to complete; NexusError where it cannot be one."""
     before = _run(registry, request.origin) if request.origin else None
     fields = before.plan.model_dump(mode="json", exclude={"name", "origin"}) if before else {}
-    fields |= parse_table(request.recipe, "--recipe")
+    for name, value in parse_table(request.recipe, "--recipe").items():
+        fields[name] = _merged(fields.get(name), value)
     year = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=365)
     fields |= {"name": request.name, "sites": _roster(registry, request, before)}
     given: dict[str, object] = {"purpose": request.purpose, "hours_utc": request.hours, "start": request.start}
@@ -36,12 +37,19 @@ def draft(registry: Registry, request: NewPlan) -> PlanDraft:
     given |= {"end_date": request.end_date or (None if before else str(year))}
     fields |= {name: value for name, value in given.items() if value}
     if request.clip_norm:
-        fields["local"] = fields.get("local", {}) | {"clip_norm": request.clip_norm}
+        fields["local"] = _merged(fields.get("local"), {"clip_norm": request.clip_norm})
     if request.range:
-        fields["aggregation"] = fields.get("aggregation", {}) | {"range": request.range}
+        fields["aggregation"] = _merged(fields.get("aggregation"), {"range": request.range})
     if before:
         fields["origin"] = _origin(registry, before, request.version).model_dump(exclude_none=True)
     return _checked_draft({key: value for key, value in fields.items() if value is not None})
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """A table's new settings among its old ones; anything else takes the old one's place."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | new
+    return old if isinstance(new, dict) and old is not None else new  # what is no table is refused by its name later
 
 
 def _checked_draft(fields: dict[str, Any]) -> PlanDraft:

@@ -87,6 +87,7 @@ class Conductor:
             log.warning("run %s stops: its plan ended on %s", run.plan.name, run.plan.end_date)
             self._end(run, STOPPED)
         elif not run.plan.hours.holds(minute_of(now)):
+            self._deliver_rolled_back(run)
             self._show("resting", (), run.done + 1)
             self.pause(LOOK_AGAIN_SECONDS)
         elif cohort := self._gather(run):
@@ -107,8 +108,7 @@ class Conductor:
             self._taken_up, self._patience_ends = plan.hash, time.monotonic() + plan.gather_seconds
             self._pauses.forget_all()
         alive = self.exchange.alive() & set(plan.names)
-        if self.registry.in_use(plan.name) != run.round:  # a rollback: what is in use changes at once
-            self._deliver(run)
+        self._deliver_rolled_back(run)
         self._prepare(run, alive & self.approvals.approved(plan))
         ready = sorted(site for site in alive if self._ready.get(site) == plan.hash)
         missing = tuple(sorted(set(plan.names) - set(ready)))
@@ -170,6 +170,7 @@ class Conductor:
         if not self.registry.commit_round(run, after, optimiser.state(), members, seconds, received):
             log.warning("round %d is void: its run was rolled back or withdrawn meanwhile", number)
             self.audit.append("version void", plan=plan.hash.hex(), version=number, sha256=digest)
+            self.pause(PAUSE_AFTER_FAILURE_SECONDS)
             return
         for site in updates:
             self._pauses.forget(site)
@@ -206,6 +207,11 @@ class Conductor:
             if run.state != RUNNING:
                 self._show("delivering", (), run.round)
             self.delivery.deliver(run, lacking)
+
+    def _deliver_rolled_back(self, run: Run) -> None:
+        """After a rollback what is in use changes at once; otherwise the version comes with the next round."""
+        if self.registry.in_use(run.plan.name) != run.round:
+            self._deliver(run)
 
     def site_left(self, site: str) -> None:
         """A site's process ended or a new session began: nothing is known of it any more."""

@@ -8,7 +8,7 @@ import json
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from nexus_common.layout import Vector
@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 from nexus_server.database import Database, insert
 from nexus_server.records import MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPING, WITHDRAWN, Run, Version
 from nexus_server.vectors import VectorFiles
+
+_DESCENDANT: Final = """
+    SELECT own.run FROM versions own JOIN versions their ON own.hash = their.hash AND own.run <> their.run
+    WHERE their.state = ? AND own.state <> ? AND own.cohort = '[]' LIMIT 1"""
+"""A run that began at a withdrawn version of another one."""
 
 
 class Runs(Database):
@@ -31,9 +36,8 @@ class Runs(Database):
         """A run by name."""
         rows = self.rows(
             "SELECT plan, state, (SELECT max(number) FROM versions WHERE run = name) AS round, "
-            "(SELECT count(*) FROM versions WHERE run = name AND state = ?) AS midpoints, optimiser "
+            "(SELECT count(*) - 1 FROM versions WHERE run = name AND cohort = '[]') AS midpoints, optimiser "
             "FROM runs WHERE name = ?",
-            MIDPOINT,
             name,
         )
         return Run(**rows[0] | {"plan": Plan.model_validate_json(rows[0]["plan"])}) if rows else None
@@ -109,15 +113,21 @@ class Runs(Database):
         return True
 
     def withdraw(self, run: str, first: int, last: int) -> int:
-        """Take versions out of use for good, and equal ones that other runs began at; the number of the newest.
+        """Take versions out of use for good, with all that other runs made of them; the number of the newest.
 
-        Nothing is changed where that is not ``last``: the versions behind it were trained from these.
+        Nothing is changed where that is not ``last``: the versions behind it were trained from these.  A run that lost
+        its newest version stops.
         """
         with self.transaction() as db:
             if (newest := _newest(db, run)) == last:
-                these = "SELECT hash FROM versions WHERE run = ? AND number BETWEEN ? AND ?"
-                change = f"UPDATE versions SET state = ? WHERE hash IN ({these})"  # noqa: S608  our own text
+                change = "UPDATE versions SET state = ? WHERE run = ? AND number BETWEEN ? AND ?"
                 db.execute(change, (WITHDRAWN, run, first, last))
+                names = [run]
+                while descendant := db.execute(_DESCENDANT, (WITHDRAWN, WITHDRAWN)).fetchone():
+                    names += descendant
+                    db.execute("UPDATE versions SET state = ? WHERE run = ?", (WITHDRAWN, *descendant))
+                stop = "UPDATE runs SET state = ? WHERE state = ? AND name = ?"
+                db.executemany(stop, [(STOPPING, RUNNING, name) for name in names])
         return newest
 
     def in_use(self, run: str) -> int | None:

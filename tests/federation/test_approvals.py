@@ -154,15 +154,34 @@ def test_a_plan_that_cannot_begin_is_said_and_stops_nobody_else(consortium: Cons
     assert (consortium.state("good"), consortium.conductor.approvals.problem) == ((RUNNING, 1), None)
 
 
-def test_versions_that_another_run_began_at_go_out_of_use_with_it(consortium: Consortium, first: Plan) -> None:
+def test_all_that_other_runs_made_of_withdrawn_versions_goes_too_and_training_ends(
+    consortium: Consortium, first: Plan
+) -> None:
     consortium.registry.propose(first, wanted=True)
     consortium.turns(4)
-    second = plan_of("second", origin={"plan": first.hash.hex()})
-    consortium.registry.propose(second, wanted=True)
-    consortium.says(wire.APPROVED, plan=second)
-    consortium.turns(1)
+    for name, before in (("second", first), ("third", plan_of("second", rounds=9, origin={"plan": first.hash.hex()}))):
+        follows = plan_of(name, rounds=9, origin={"plan": before.hash.hex()})
+        consortium.registry.propose(follows, wanted=True)
+        consortium.says(wire.APPROVED, plan=follows)
+        consortium.turns(4)
+    trained = sum(site.trained for site in consortium.sites.values())
     consortium.models.withdraw(Withdrawal(run="first", first=1, last=2))
-    assert consortium.registry.in_use("second") is None
+    assert [consortium.registry.in_use(name) for name in ("first", "second", "third")] == [0, None, None]
+    consortium.turns(4)
+    assert consortium.state("third") == (STOPPED, 1)
+    assert sum(site.trained for site in consortium.sites.values()) == trained
+    assert all(site.received[-1] == 0 for site in consortium.sites.values()), "the base model's own output"
+
+
+def test_a_withdrawn_midpoint_is_still_no_round(tmp_path: Path) -> None:
+    plan = plan_of("first", rounds=9)
+    consortium = Consortium(tmp_path, plan)
+    consortium.registry.propose(plan, wanted=True)
+    consortium.turns(4)
+    consortium.models.rollback(Rollback(run=None, version=1))
+    consortium.models.withdraw(Withdrawal(run=None, first=4, last=4))
+    consortium.turns(2)
+    assert consortium.state("first") == (STOPPED, 3)
 
 
 def test_each_new_word_of_a_site_is_logged_once(consortium: Consortium, first: Plan) -> None:

@@ -300,7 +300,7 @@ def test_both_audit_logs_are_whole_and_name_what_left(federation: Federation) ->
     path.write_bytes(whole.replace(b'"event":"joined"', b'"event":"joyned"', 1))
     cheated = federation.call("nexus-client", "audit", "--site", "bank-b", "--verify")
     assert cheated.returncode == 1
-    assert "line 1" in cheated.stderr
+    assert "line 2" in cheated.stderr
     path.write_bytes(whole)
 
 

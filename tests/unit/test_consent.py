@@ -103,19 +103,6 @@ def test_what_the_policy_forbids_cannot_be_approved_and_is_logged(consent: Conse
     assert [line["code"] for line in audit.read(consent.place.audit_file)] == ["clip-bound"]
 
 
-@pytest.mark.parametrize(
-    ("noise", "most", "code"),
-    [(2.0, 50.0, "privacy-not-available"), (2.0, 0.1, "epsilon-bound"), (0.01, 1e6, "epsilon-bound")],
-    ids=["within", "above", "as good as none"],
-)
-def test_noise_is_held_against_the_sites_own_bound(consent: Consent, noise: float, most: float, code: str) -> None:
-    privacy, wide = {"noise": noise, "sampling": 0.5, "honest": 1}, {"mod_bits": 32}
-    change_policy(consent.place.policy_file, max_epsilon=most)
-    with pytest.raises(Refusal, match=code):
-        consent.check(plan(privacy=privacy, aggregation=wide))
-    assert [line["code"] for line in audit.read(consent.place.audit_file)] == [code]
-
-
 def test_a_withdrawal_that_could_not_be_logged_is_logged_when_it_is_made_again(consent: Consent) -> None:
     consent.offer(plan().canonical)
     consent.approve(plan(), plan().hash.hex(), "Dr X", None)
@@ -146,17 +133,6 @@ def test_what_was_never_approved_cannot_be_withdrawn(consent: Consent) -> None:
         with pytest.raises(NexusError, match="nothing to withdraw"):
             consent.withdraw(asked, "Dr Y", None)
     assert consent.standing(plan()) == (wire.PENDING, "")
-
-
-@pytest.mark.parametrize("asked", [None, "first", plan().hash.hex(), plan().hash.hex()[:8]])
-def test_an_approval_is_withdrawn_even_where_its_plan_is_not_kept_any_more(consent: Consent, asked: str | None) -> None:
-    consent.offer(plan().canonical)
-    consent.approve(plan(), plan().hash.hex(), "Dr X", None)
-    if asked != "first":
-        (consent.place.state / "plans" / f"{plan().hash.hex()}.json").unlink()
-    consent.withdraw(asked, "Dr Y", None)
-    assert consent.policy.withdrawn_plans == (plan().hash.hex(),)
-    assert consent.policy.approved_plans == ()
 
 
 def test_an_approval_is_withdrawn_whatever_else_is_proposed_under_its_name(consent: Consent) -> None:

@@ -9,6 +9,7 @@ import pytest
 from nexus_client import link as module
 from nexus_client.link import Link
 from nexus_common import certs, wire
+from nexus_common import flower as fl
 from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
 from nexus_common.journal import Journal
@@ -62,3 +63,38 @@ def test_nobody_at_the_address_is_said_with_the_address(link: Link, monkeypatch:
     monkeypatch.setattr(link._stop, "wait", lambda seconds: waited.append(seconds) or link._stop.set())
     link.run()
     assert link.state.startswith("no connection to 127.0.0.1:1 (ConnectError")
+
+
+@pytest.mark.parametrize(
+    ("headers", "read"),
+    [
+        ({"content-length": "0"}, True),
+        ({"content-length": str(fl.MAX_BODY_BYTES)}, True),
+        ({"content-length": str(fl.MAX_BODY_BYTES + 1)}, False),
+        ({"content-length": "-1"}, False),
+        ({"transfer-encoding": "chunked"}, False),
+        ({"content-length": "9", "content-encoding": "gzip"}, False),
+    ],
+    ids=str,
+)
+def test_a_body_is_read_only_where_its_length_is_known_bounded_and_its_own(headers: dict[str, str], read: bool) -> None:
+    response = httpx.Response(200, headers=headers, request=httpx.Request("POST", "https://127.0.0.1:1"))
+    if read:
+        module._bounded(response)
+        return
+    with pytest.raises(httpx.RemoteProtocolError, match="without length, too long or packed"):
+        module._bounded(response)
+
+
+def test_a_session_that_could_not_be_renewed_is_to_be_renewed_again(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> int:
+        raise httpx.ConnectError("refused")
+
+    assert link.renew(), "without a session the next connection is a new one"
+    link._node = fl.Node(node_id=2)
+    monkeypatch.setattr(link, "_connect", gone)
+    assert not link.renew()
+    monkeypatch.setattr(link, "_connect", lambda: 1)
+    assert link.renew()

@@ -4,7 +4,6 @@ import contextlib
 import datetime as dt
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,31 +107,6 @@ def test_the_moment_must_lie_in_the_plans_and_in_the_allowed_hours() -> None:
     assert code(now=outside, allowed_hours=allowed) == "outside-hours", "the site's hours"
 
 
-@pytest.fixture
-def central_europe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This machine's clock is one hour ahead of UTC in winter, two in summer."""
-    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
-
-
-@pytest.mark.usefixtures("central_europe")
-@pytest.mark.parametrize(
-    ("allowed", "fits"), [("23:00-04:00", True), ("23:00-03:00", False), ("00:00-04:00", False), ("00:00-24:00", True)]
-)
-def test_a_plans_hours_lie_inside_the_allowed_ones_in_summer_and_in_winter(allowed: str, fits: bool) -> None:
-    night = make_plan("abc", hours_utc="22:00-02:00")
-    policy = Policy(accept_no_record_privacy=True, allowed_hours=allowed)
-    try:
-        policy.check_plan(night, NOON.date())
-    except Refusal as refusal:
-        assert (refusal.code, fits) == ("outside-hours", False)
-    else:
-        assert fits
-
-
 @pytest.mark.parametrize(("most", "allowed"), [(None, True), (2.0, True), (1.99, False)])
 def test_an_epsilon_above_the_sites_own_bound_is_refused(most: float | None, allowed: bool) -> None:
     policy = Policy(max_epsilon=most)
@@ -182,24 +156,6 @@ def test_changing_a_setting_keeps_all_others_and_every_comment(path: Path) -> No
     assert "# first, approved by Dr X" in path.read_text()
     change_policy(path, approved_plans=[])
     assert path.read_text() == text
-
-
-def test_two_changes_at_once_are_both_kept(path: Path) -> None:
-    def one_more(number: int) -> None:
-        rewrite_policy(path, lambda policy: {"withdrawn_plans": [*policy.withdrawn_plans, f"{number:064x}"]})
-
-    threads = [threading.Thread(target=one_more, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(read_policy(path).withdrawn_plans) == [f"{number:064x}" for number in range(8)]
-
-
-def test_who_may_read_the_policy_does_not_change_with_it(path: Path) -> None:
-    path.chmod(0o640)
-    change_policy(path, participation="paused")
-    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_changes_at_the_same_time_lose_nothing(path: Path) -> None:
