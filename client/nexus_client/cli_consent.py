@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from nexus_common.audit_view import show_audit
+from nexus_common.audit_view import SinceOption, VerifyOption, show_audit
 from nexus_common.cli import options, show
 from nexus_common.errors import NexusError
 from nexus_common.plan_page import as_html, as_markdown
@@ -138,10 +138,8 @@ def add_site_commands(app: typer.Typer) -> None:
     @app.command("audit")
     def audit_log(
         context: typer.Context,
-        verify: Annotated[bool, typer.Option("--verify", help="check that no line was changed, lost or moved")] = False,
-        since: Annotated[
-            str | None, typer.Option("--from", help="a head noted earlier: nothing before it was cut")
-        ] = None,
+        verify: VerifyOption = False,
+        since: SinceOption = None,
     ) -> None:
         """Print the audit log, or verify it.
 
@@ -150,7 +148,7 @@ def add_site_commands(app: typer.Typer) -> None:
         """
         place = place_of(context)
         program = f"nexus-client {place.site}"
-        show_audit(context, place.audit_file, program, verify=verify or since is not None, since=since)
+        show_audit(context, place.audit_file, program, verify=verify, since=since)
 
     for name, (participation, what, done) in PARTICIPATION.items():
         _add_participation(app, name, participation, what, done)

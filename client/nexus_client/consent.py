@@ -55,18 +55,15 @@ class Consent:
             raise Refusal("own-cert", f"plan {plan.name} does not name {self.place.site} with this site's key")
         path = self._file(plan.hash)
         if _stored(path) is None:
-            _ = self.policy  # with a policy that cannot be read nothing is kept, since nothing could be dropped
+            policy = self.policy  # with one that cannot be read nothing is kept, since nothing could be dropped
             self.audit.append("plan proposed", plan=plan.hash.hex(), name=plan.name)
             self._folder.mkdir(mode=0o700, exist_ok=True)
             write_durably(path, data)
-            self._prune()
+            self._prune({*policy.approved_plans, *policy.withdrawn_plans})
         return plan
 
-    def _prune(self) -> None:
-        try:
-            named = {*self.policy.approved_plans, *self.policy.withdrawn_plans}
-        except Refusal:
-            return  # which of them are approved cannot be told; ``offer`` has asked for the policy before
+    def _prune(self, named: set[str]) -> None:
+        """Drop the oldest proposals, but none that the policy names."""
         old = [plan for plan in self.proposals() if plan.hash.hex() not in named][KEPT_PROPOSALS:]
         for plan in old:
             self._file(plan.hash).unlink(missing_ok=True)
@@ -90,7 +87,7 @@ class Consent:
         """The plan of this name or beginning of its hash; without one the newest proposal.  NexusError otherwise."""
         plans = self.proposals()
         for plan in plans:
-            if name is None or name == plan.name or (len(name) >= 8 and plan.hash.hex().startswith(name)):
+            if _is_asked(name, plan.name, plan.hash.hex()):
                 return plan
         if name is None:
             raise NexusError(
@@ -164,7 +161,7 @@ class Consent:
         for number in (*policy.approved_plans, *(policy.withdrawn_plans if asked else ())):
             plan = _stored(self._file(bytes.fromhex(number)))
             name = plan.name if plan else number
-            if asked in (None, name) or (asked and len(asked) >= 8 and number.startswith(asked)):
+            if _is_asked(asked, name, number):
                 self._withdraw(number)
                 self.audit.append("plan withdrawn", plan=number, name=name, by=by, reference=reference)
                 return name
@@ -184,6 +181,11 @@ class Consent:
         forgotten: dict[str, Any] = {"approved_plans": []} if participation == "left" else {}
         rewrite_policy(self.place.policy_file, lambda _: {"participation": participation, **forgotten})
         self.audit.append(f"participation {participation}", by=by)
+
+
+def _is_asked(asked: str | None, name: str, number: str) -> bool:
+    """Whether a person means this plan: by its name, by the beginning of its hash, or by naming none."""
+    return asked in (None, name) or (asked is not None and len(asked) >= 8 and number.startswith(asked))
 
 
 def _stored(path: Path) -> Plan | None:

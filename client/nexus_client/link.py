@@ -18,8 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from nexus_common import certs, wire
 from nexus_common import flower as fl
 from nexus_common.errors import NexusError, Refusal
-from nexus_common.journal import Journal
-from nexus_common.plan import hash_of
+from nexus_common.journal import Journal, subject_of
 
 from nexus_client import flower as fc
 from nexus_client.tls import tls_context
@@ -178,7 +177,7 @@ class Link:
         except Exception:
             log.exception("a message could not be worked on; its text stays here")
             made = wire.Refused("site-failed")
-        self._journal.message(made, **_subject(asks), recipient=self.address)
+        self._journal.message(made, **subject_of(asks), recipient=self.address)
         self._push(fl.reply(wire.encode(made), instruction))
 
     def _pull(self, outer: Any, tree: Any) -> Any:
@@ -212,15 +211,6 @@ class Link:
                 self._link.PushObject, self._node, reply.metadata.run_id, answer.session_id
             )
             fl.push_objects(objects, push, object_ids_to_push=set(answer.objects_to_push))
-
-
-def _subject(asks: wire.Message | None) -> dict[str, str | int]:
-    """Which plan and round a message is about."""
-    if isinstance(asks, wire.Propose | wire.Prepare):
-        return {"plan": hash_of(asks.plan).hex()}
-    if isinstance(asks, wire.TrainRound | wire.Deliver):
-        return {"plan": asks.run.hex(), "round": asks.round}
-    return {}
 
 
 def _in_words(problem: Exception, address: str) -> str:

@@ -192,7 +192,7 @@ class SiteRounds:
     def _had(self, plan: Plan, message: wire.Deliver) -> bool:
         """Whether a version is harmless: the base model's own output, or accepted here before, as the log says."""
         digest = vector_hash(message.vector)
-        if digest == vector_hash(wire.pack(plan.adapter.layout.first_vector(plan.adapter.seed_bytes))):
+        if digest == _birth_hash(plan):
             return True
         wanted = ("version accepted", plan.hash.hex(), message.round, digest)
         lines = read(self.workspace.place.audit_file)
@@ -208,6 +208,11 @@ class SiteRounds:
         version.write(self.workspace.place.federated_file)
 
 
+def _birth_hash(plan: Plan) -> str:
+    """Of the base model's own output as a version."""
+    return vector_hash(wire.pack(plan.adapter.layout.first_vector(plan.adapter.seed_bytes)))
+
+
 def _check_first(plan: Plan, vector: bytes) -> None:
     """Refuse a first version other than the one that the plan fixes.
 
@@ -215,7 +220,7 @@ def _check_first(plan: Plan, vector: bytes) -> None:
     """
     origin = plan.origin
     if origin is None:
-        fixed: str | None = vector_hash(wire.pack(plan.adapter.layout.first_vector(plan.adapter.seed_bytes)))
+        fixed: str | None = _birth_hash(plan)
     else:
         fixed = origin.vector  # None: the newest of the plan before, whichever that was
     if fixed is not None and vector_hash(vector) != fixed:

@@ -1,16 +1,20 @@
 """The ``audit`` command, the same in both programs: the lines, or whether all of them are there."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from nexus_common import audit
 from nexus_common.cli import show
 
+VerifyOption = Annotated[bool, typer.Option("--verify", help="check that no line was changed, lost or moved")]
+SinceOption = Annotated[str | None, typer.Option("--from", help="a head noted earlier: nothing before it was cut")]
+
 
 def show_audit(context: typer.Context, path: Path, program: str, *, verify: bool, since: str | None) -> None:
-    """Print the lines unless ``verify``, then the count and the head, which go to the system's log too."""
+    """Print the lines unless ``verify`` or ``since``, then the count and the head, which go to the system's log too."""
+    verify = verify or since is not None
     head = audit.verify(path, since)
     lines = [] if verify else list(audit.read(path))
     noted = "also in the system's log" if audit.announce(program, head) else "no system log answers here: note it"

@@ -13,6 +13,7 @@ from typing import Final
 
 from nexus_common import wire
 from nexus_common.audit import AuditLog
+from nexus_common.plan import hash_of
 
 REMEMBERED: Final = 1024
 SETTLE_SECONDS: Final = 3600.0
@@ -82,3 +83,12 @@ class Journal:
             if self._requests or self._repeats:
                 self.log.append("traffic", requests=self._requests, bytes=self._bytes, repeated_messages=self._repeats)
                 self._repeats = self._requests = self._bytes = 0
+
+
+def subject_of(message: wire.Message | None) -> dict[str, str | int]:
+    """Which plan and round a server's message is about; nothing for any other."""
+    if isinstance(message, wire.Propose | wire.Prepare):
+        return {"plan": hash_of(message.plan).hex()}
+    if isinstance(message, wire.TrainRound | wire.Deliver):
+        return {"plan": message.run.hex(), "round": message.round}
+    return {}

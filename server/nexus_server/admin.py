@@ -59,7 +59,8 @@ class Administration:
     def sites(self, _: Nothing) -> api.SiteList:
         """Enrolled and invited sites."""
         alive, rows = self.exchange.alive(), self.registry.sites()
-        newest = [*(one.plan for one in self.registry.proposals()), *(run.plan for run in self.registry.all_runs()[:1])]
+        last = self.registry.last_run()
+        newest = [*(one.plan for one in self.registry.proposals()), *([last.plan] if last else [])]
         standing = {
             one.site: f"{plan.name}: {one.state}" + (f" ({one.code})" if one.code else "")
             for plan in reversed(newest)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from nexus_common import certs, rpc
-from nexus_common.audit_view import show_audit
+from nexus_common.audit_view import SinceOption, VerifyOption, show_audit
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.config import parse_toml, toml_string
 from nexus_common.disk import write_durably
@@ -200,8 +200,8 @@ cli_models.add_model_commands(app)
 @app.command("audit")
 def audit_log(
     context: typer.Context,
-    verify: Annotated[bool, typer.Option("--verify", help="check that no line was changed, lost or moved")] = False,
-    since: Annotated[str | None, typer.Option("--from", help="a head noted earlier: nothing before it was cut")] = None,
+    verify: VerifyOption = False,
+    since: SinceOption = None,
 ) -> None:
     """Print the audit log, or verify it.
 
@@ -209,7 +209,7 @@ def audit_log(
     Example: nexus-server audit --verify --from 3f1a...
     """
     path = audit_file(home_of(context))
-    show_audit(context, path, "nexus-server", verify=verify or since is not None, since=since)
+    show_audit(context, path, "nexus-server", verify=verify, since=since)
 
 
 def main(argv: list[str] | None = None) -> int:

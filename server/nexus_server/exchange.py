@@ -7,8 +7,7 @@ from typing import Final, Protocol
 from nexus_common import flower as fl
 from nexus_common import wire
 from nexus_common.errors import Refusal
-from nexus_common.journal import Journal
-from nexus_common.plan import hash_of
+from nexus_common.journal import Journal, subject_of
 
 from nexus_server import flower as fs
 
@@ -57,7 +56,7 @@ class GridExchange:
         nodes = self._nodes()
         site_of = {nodes[site]: site for site in messages}
         for message, sites in _recipients(messages):
-            self._journal.message(message, **_subject(message), to=sites)
+            self._journal.message(message, **subject_of(message), to=sites)
         sent = [
             fl.instruction(wire.encode(message), nodes[site], timeout_seconds + 5) for site, message in messages.items()
         ]
@@ -77,13 +76,6 @@ def _recipients(messages: Mapping[str, wire.Message]) -> list[tuple[wire.Message
     for site, message in messages.items():
         found.setdefault(id(message), (message, []))[1].append(site)
     return list(found.values())
-
-
-def _subject(message: wire.Message) -> dict[str, str | int]:
-    """Which plan and round a message is about."""
-    if isinstance(message, wire.TrainRound | wire.Deliver):
-        return {"plan": message.run.hex(), "round": message.round}
-    return {"plan": hash_of(message.plan).hex()} if isinstance(message, wire.Propose | wire.Prepare) else {}
 
 
 def _decoded(reply: fl.Message) -> wire.Message | Failure:

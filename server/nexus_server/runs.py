@@ -54,7 +54,8 @@ class Runs(Database):
 
     def last_run(self) -> Run | None:
         """The run that was started last."""
-        return next(iter(self.all_runs()), None)
+        rows = self.rows("SELECT name FROM runs ORDER BY created DESC, rowid DESC LIMIT 1")
+        return self.run(rows[0]["name"]) if rows else None
 
     def create_run(self, plan: Plan, first: Vector, number: int = 0, state: str = RUNNING) -> None:
         """Begin a run at a version: number 0, or the one that a lost server's run had reached."""
