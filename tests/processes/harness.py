@@ -214,10 +214,20 @@ class Federation:
         return path
 
     def train(self, plan: Plan, *, approved_by: Iterable[str] | None = None) -> None:
-        """Start a run whose sites have approved it: all of the plan's, or those named."""
+        """Begin a run whose sites have approved it: all of the plan's, or those named."""
         for site in plan.names if approved_by is None else approved_by:
             self.policy(site, approved_plans=[plan.hash.hex()])
         self.ask("nexus-server", "train", str(self.write_plan(plan)), "--detach")
+        until(f"run {plan.name} begins", lambda: self.server_status()["run"] == plan.name)
+
+    def rest(self) -> None:
+        """End what runs or waits to run, so that one test's failure stays its own."""
+        if "server" not in self.processes:
+            return
+        for run in [self.server_status()[key] for key in ("run", "wanted")]:
+            if run:
+                self.call("nexus-server", "stop", run)
+        until("nothing runs", lambda: self.server_status()["state"] not in ("running", "stopping"))
 
     def approve(self, site: str, name: str, words: str, *options: str) -> subprocess.CompletedProcess[str]:
         """What a person does at a site after the call."""

@@ -24,6 +24,12 @@ def federation() -> Iterator[Federation]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def rest_afterwards(federation: Federation) -> Iterator[None]:
+    yield
+    federation.rest()
+
+
 def plan(federation: Federation, name: str, rounds: int, recipe: dict[str, Any], sites: Sites = SITES) -> Plan:
     return federation.plan(name, sites, rounds=rounds, **recipe)
 
@@ -34,8 +40,8 @@ def versions(federation: Federation, run: str) -> list[dict[str, Any]]:
 
 def finished(federation: Federation, run: str) -> bool:
     status = federation.server_status()
-    assert run in (status["run"], status["wanted"])
-    return [status["run"], status["state"]] == [run, "finished"]
+    assert status["run"] == run
+    return bool(status["state"] == "finished")
 
 
 def training(federation: Federation, at_least: int) -> Any:
@@ -43,8 +49,6 @@ def training(federation: Federation, at_least: int) -> Any:
 
     def now() -> Any:
         status = federation.server_status()
-        if status["wanted"]:
-            return None  # the approvals are on their way
         assert status["state"] == "running", status
         return status if status["phase"] == "training" and status["round"] >= at_least else None
 
@@ -117,8 +121,6 @@ def test_below_the_quorum_the_run_waits_and_says_for_whom_since_when(federation:
     reached = federation.server_status()["round"]
     federation.start("hospital-b")
     until("it goes on", lambda: federation.server_status()["round"] > reached)
-    federation.ask("nexus-server", "stop", "waits")
-    until("it stops", lambda: federation.server_status()["state"] == "stopped")
 
 
 def test_stop_ends_a_run_after_its_round_and_train_resumes_it(federation: Federation) -> None:
@@ -138,8 +140,6 @@ def test_stop_ends_a_run_after_its_round_and_train_resumes_it(federation: Federa
     assert "another name" in refused.stderr
     federation.ask("nexus-server", "train", "stops", "--detach")
     until("it goes on", lambda: federation.server_status()["round"] > reached)
-    federation.ask("nexus-server", "stop", "stops")
-    until("it stops", lambda: federation.server_status()["state"] == "stopped")
 
 
 def test_a_plan_with_a_site_that_is_not_enrolled_is_refused_by_name(federation: Federation) -> None:
