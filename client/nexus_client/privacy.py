@@ -19,11 +19,16 @@ def epsilon(plan: Plan) -> float:
     """
     if plan.privacy is None:
         raise NexusError(f"plan {plan.name} adds no noise: epsilon: none (records are not protected)")
-    if plan.privacy.noise < LEAST_NOISE or plan.protocol_plans[0].rounds > MOST_STEPS:
+    noise = plan.privacy
+    return epsilon_of(noise.noise, noise.sampling, plan.protocol_plans[0].rounds, noise.delta)
+
+
+def epsilon_of(noise: float, sampling: float, steps: int, delta: float) -> float:
+    """Of ``steps`` Poisson-subsampled Gaussians with noise multiplier ``noise`` (dp-accounting's PLD accountant)."""
+    if noise < LEAST_NOISE or steps > MOST_STEPS:
         return math.inf
     import dp_accounting  # noqa: PLC0415  takes seconds to load, and few plans need it
     from dp_accounting.pld import PLDAccountant  # noqa: PLC0415
 
-    step = dp_accounting.PoissonSampledDpEvent(plan.privacy.sampling, dp_accounting.GaussianDpEvent(plan.privacy.noise))
-    accountant = PLDAccountant().compose(step, plan.protocol_plans[0].rounds)
-    return float(accountant.get_epsilon(plan.privacy.delta))
+    step = dp_accounting.PoissonSampledDpEvent(sampling, dp_accounting.GaussianDpEvent(noise))
+    return float(PLDAccountant().compose(step, steps).get_epsilon(delta))
