@@ -17,7 +17,7 @@ from nexus_common.secagg import codec, keys, shamir
 from nexus_common.secagg.masks import MaskedSum, unpack_signed
 from nexus_common.secagg.messages import context
 from nexus_common.secagg.noise import discrete_gaussian
-from nexus_common.secagg.plan import ProtocolPlan, decode
+from nexus_common.secagg.plan import ProtocolPlan, check, decode
 
 from tests.protocol.vectors import Tape, vector
 
@@ -131,7 +131,7 @@ def packed(plan: ProtocolPlan, integers: Any) -> str:
 @pytest.mark.parametrize("case", CODEC["encode"], ids=lambda case: f"{case['value_bits']}-{case['weight']}")
 def test_encoding_is_the_vectors(case: Any) -> None:
     plan, coins = plan_of(case), np.array(case["coins"], np.uint32)
-    found = codec.encode(plan, np.array(case["update"]), case["weight"], coins)
+    found = codec.fixed_point(plan, np.array(case["update"]), case["weight"], coins)
     assert found.tolist() == case["x"]
     assert packed(plan, found) == case["packed"]
 
@@ -139,10 +139,10 @@ def test_encoding_is_the_vectors(case: Any) -> None:
 def test_encoding_with_noise_is_the_vectors() -> None:
     case = CODEC["ddg"]
     plan, coins = plan_of(case), np.array(case["coins"], np.uint32)
-    found = codec.encode(plan, np.array(case["update"]), 1, coins) + np.append(case["noise"], 0)
+    found = codec.fixed_point(plan, np.array(case["update"]), 1, coins) + np.append(case["noise"], 0)
     assert found.tolist() == case["x"]
     assert packed(plan, found) == case["packed"]
-    assert codec.sigma(plan) == case["sigma"]
+    assert plan.sigma == case["sigma"]
 
 
 def test_a_sum_decodes_to_the_vectors_mean_or_is_refused() -> None:
@@ -163,7 +163,7 @@ def test_the_mean_of_encoded_updates_is_within_one_step_of_the_true_one(updates:
     plan, rng = replace(plan_of(CODEC["encode"][0]), weight_max=1), np.random.default_rng(seed)
     total = MaskedSum(11, plan.mod_bits)
     for update in updates:
-        total.add(codec.encode(plan, np.array(update), 1, rng.integers(0, 2**32, 10, np.uint32)))
+        total.add(codec.fixed_point(plan, np.array(update), 1, rng.integers(0, 2**32, 10, np.uint32)))
     mean, weight = codec.decode(plan, total.packed(), len(updates))
     assert weight == len(updates)
     np.testing.assert_allclose(mean, np.mean(updates, axis=0), rtol=0, atol=plan.range / (2**17 - 1))
@@ -173,7 +173,7 @@ def test_rounding_is_unbiased() -> None:
     plan = replace(plan_of(CODEC["encode"][0]), dim=100_000, weight_max=1)
     value = 0.3 * plan.range / (2**17 - 1)
     coins = np.frombuffer(os.urandom(4 * plan.dim), np.uint32)
-    found = codec.encode(plan, np.full(plan.dim, value), 1, coins)[:-1]
+    found = codec.fixed_point(plan, np.full(plan.dim, value), 1, coins)[:-1]
     assert abs(found.mean() - 0.3) < 5 * math.sqrt(0.21 / plan.dim)
 
 
@@ -181,14 +181,32 @@ def test_rounding_is_unbiased() -> None:
 def test_what_is_not_finite_is_not_encoded(bad: float) -> None:
     plan = plan_of(CODEC["encode"][0])
     with pytest.raises(Refusal, match="codec"):
-        codec.encode(plan, np.full(10, bad), 1, np.zeros(10, np.uint32))
+        codec.fixed_point(plan, np.full(10, bad), 1, np.zeros(10, np.uint32))
 
 
-@pytest.mark.parametrize("tiny", [5e-324, 1e-310])
-def test_a_range_too_small_for_a_scale_is_refused_and_gives_no_nan(tiny: float) -> None:
-    plan = replace(plan_of(CODEC["encode"][0]), range=tiny)
+@pytest.mark.parametrize("tiny", [5e-324, 1e-310, 1.7e308])
+def test_a_range_too_small_or_large_for_a_finite_scale_is_no_plan(tiny: float) -> None:
     with pytest.raises(Refusal, match="codec"):
-        codec.encode(plan, np.zeros(10), 1, np.zeros(10, np.uint32))
+        check(replace(plan_of(CODEC["encode"][0]), range=tiny))
+
+
+def test_under_codec_1_what_is_encoded_has_the_noise_of_the_plan() -> None:
+    plan = replace(plan_of(CODEC["ddg"]), dim=20_000)
+    found = codec.encode(plan, np.zeros(plan.dim), 1, os.urandom)
+    assert found[-1] == 1
+    assert found[:-1].std() == pytest.approx(plan.sigma, rel=0.03)
+
+
+@pytest.mark.parametrize(("weight", "coins"), [(0, 10), (9, 10), (1, 1)])
+def test_a_weight_or_coins_that_the_plan_does_not_take_are_refused(weight: int, coins: int) -> None:
+    with pytest.raises(Refusal, match="codec"):
+        codec.fixed_point(plan_of(CODEC["encode"][0]), np.zeros(10), weight, np.zeros(coins, np.uint32))
+
+
+def test_a_packed_vector_of_another_length_is_refused() -> None:
+    for length in (0, 29, 31, 200_000):
+        with pytest.raises(Refusal, match="input"):
+            MaskedSum(10, 24).add_packed(bytes(length))
 
 
 @pytest.mark.parametrize("sigma", [1.0, 3.7, 300.0])

@@ -70,7 +70,7 @@ class Federation:
                 self.server.receive(reply or b"")
         opening = self.server.open()
         if slot % 2:  # a crash after the opening was written
-            self.server = Server.resumed(self.plan, self.server.epoch, opening)
+            self.server = Server.resumed(self.plan, opening)
         for i in self.server.survivors:
             reply = self.sites[i].handle(self.server.open().message)
             if i in reveal & sign:

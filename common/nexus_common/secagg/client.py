@@ -13,6 +13,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from nexus_common.certs import raw_identity
 from nexus_common.errors import Refusal
 from nexus_common.secagg import epoch, keys
 from nexus_common.secagg.labels import label
@@ -30,7 +31,7 @@ from nexus_common.secagg.messages import (
     set_sig_body,
     u,
 )
-from nexus_common.secagg.plan import ProtocolPlan
+from nexus_common.secagg.plan import ProtocolPlan, check
 from nexus_common.secagg.shamir import Random
 
 Held = TypeVar("Held")
@@ -60,7 +61,10 @@ _ALLOWED: Final = {
 
 
 class Record(Protocol):
-    """What outlives the process, for one plan; each change is on disk before the call returns."""
+    """What outlives the process, for one plan; each change is on disk before the call returns.
+
+    Inputs are counted over all protocol plans that derive from one consortium plan, openings over all plans.
+    """
 
     def last_epoch(self) -> int:
         """The last epoch that was set up under this plan; 0 before the first."""
@@ -111,11 +115,15 @@ class Client:
         random: Random,
         min_cohort: int = 0,
     ) -> None:
+        check(plan)
+        if (own := (site, raw_identity(key))) not in plan.roster:
+            raise Refusal("own-cert", f"site {site!r} with this key is none of the roster's {plan.n}")
         self.plan, self.record, self.state = plan, record, State.IDLE
-        self.site = [name for name, _ in plan.roster].index(site)
-        self.quorum = max(plan.quorum, min_cohort)
+        self.site = plan.roster.index(own)
+        self.min_cohort = min_cohort
         self._key, self._random = key, random
         self._last: tuple[bytes, bytes | None] | None = None  # the last accepted message and its reply
+        self._inbox: bytes | None = None  # the one accepted in this epoch
         self._drawn: epoch.Drawn | None = None
         self._dealt: epoch.Dealt | None = None
         self._round: _Round | None = None
@@ -128,6 +136,11 @@ class Client:
             "open": self._reveal,
         }
 
+    @property
+    def quorum(self) -> int:
+        """The fewest sites whose sum this site helps to open."""
+        return max(self.plan.quorum, self.min_cohort)
+
     def handle(self, data: bytes, offer: Offer | None = None) -> bytes | None:
         """The reply to a message (None to an inbox), or a Refusal; ``offer`` is what a round may take.
 
@@ -135,6 +148,8 @@ class Client:
         """
         if self._last is not None and data == self._last[0]:
             return self._last[1]
+        if self._inbox is not None and data == self._inbox:
+            return None  # it comes again where the reply to the round behind it was lost
         kind = kind_of(data, TO_SITES)
         if self.state not in _ALLOWED[kind]:
             raise Refusal("wrong-state", f"{kind}, but this site is {self.state.name.lower()}")
@@ -151,7 +166,7 @@ class Client:
             raise Refusal("epoch-replay", f"epoch {number}; the last one here was {last}, take a higher one")
         self.record.begin_epoch(number)
         self._drawn = epoch.draw(self.plan, self.site, number, self._key, self._random)
-        self._dealt = self._round = None
+        self._dealt = self._round = self._inbox = None
         self.state = State.ADVERTISED
         return self._drawn.advert
 
@@ -173,7 +188,7 @@ class Client:
         if (setup_hash, recipient) != (dealt.setup_hash, self.site):
             raise Refusal("wrong-context", f"an inbox for site {recipient} or of another set-up")
         dealt.shares = epoch.unpack(self.plan, self.site, dealt, boxes)
-        dealt.opening = {}
+        dealt.box_keys, self._inbox = {}, reader.data
         self.state = State.READY
 
     def _mask(self, reader: Reader, offer: Offer | None) -> bytes:
@@ -193,9 +208,11 @@ class Client:
                 "rounds-spent", f"{sent} inputs were sent, the plan allows {self.plan.rounds}; make a new plan"
             )
         integers = offer.encode()
+        if integers.shape != (self.plan.dim + 1,) or integers.dtype != np.int64:
+            raise Refusal("codec", f"a vector {integers.shape} of {integers.dtype}; take {self.plan.dim + 1} int64")
         ctx = context(self.plan.hash, setup_hash, slot, model_hash)
-        self.record.count_input()
         body = label("input") + ctx + u(self.site, 1) + self._masked(integers, dealt.slots[slot], ctx)
+        self.record.count_input()
         dealt.slots = {s: secrets for s, secrets in dealt.slots.items() if s > slot}
         dealt.shares = {s: shares for s, shares in dealt.shares.items() if s >= slot}
         self._round, self.state = _Round(slot, ctx, model_hash), State.MASKED
@@ -241,6 +258,10 @@ class Client:
             raise Refusal("set-not-committed", "no set was signed in this slot")
         if survivors != now.survivors:
             raise Refusal("second-set", "another set than the one that this site signed")
+        if survivors.bit_count() < self.quorum:  # the policy may have become stricter since
+            raise Refusal(
+                "cohort-too-small", f"{survivors.bit_count()} sites; no sum of fewer than {self.quorum} opens"
+            )
         if signers & ~survivors:
             raise Refusal("unknown-site", f"sites {members(signers & ~survivors)} sign a set without themselves")
         if signers.bit_count() < self.plan.t:
@@ -249,6 +270,8 @@ class Client:
             name, identity = self.plan.roster[number]
             if not keys.is_signed(identity, set_sig_body(ctx, survivors, number), signature):
                 raise Refusal("bad-signature", f"{name} did not sign this set")
+        if self.state is not State.OPENED and self.record.was_opened(now.model_hash):
+            raise Refusal("model-replay", f"a sum for model {now.model_hash.hex()} was opened meanwhile, elsewhere")
         self.record.note_opened(now.model_hash)
         shares = dealt.shares[now.slot]
         for owner, (key_share, seed_share) in shares.items():  # never both: one alone is kept

@@ -1,53 +1,48 @@
 """Updates to integers and the sum of integers to a mean (specification, "Codecs"); float64, in the order written there.
 
 Codec 0 is fixed point with unbiased rounding.  Codec 1 adds each site's own share of a discrete Gaussian (``noise.py``)
-before masking, and wraps instead of clamping.
+before masking, which wraps what becomes too large.
 """
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nexus_common.errors import Refusal
 from nexus_common.secagg.masks import unpack_signed
+from nexus_common.secagg.noise import discrete_gaussian
 from nexus_common.secagg.plan import ProtocolPlan
+from nexus_common.secagg.shamir import Random
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
 def weight_of(examples: int, plan: ProtocolPlan) -> int:
-    """A site's weight: its examples in steps of ``weight_unit``, at most ``weight_max``."""
-    return min(plan.weight_max, math.ceil(examples / plan.weight_unit))
+    """The weight of a site with at least one example: in steps of ``weight_unit``, at most ``weight_max``."""
+    return min(plan.weight_max, -(-examples // plan.weight_unit))
 
 
-def clipped(update: Floats, clip: float) -> Floats:
-    """The update, scaled down to L2 norm ``clip`` where it is longer."""
-    norm = float(np.linalg.norm(update))
-    return update if norm <= clip else update * (clip / norm)
+def encode(plan: ProtocolPlan, update: Floats, weight: int, random: Random) -> Integers:
+    """A site's vector [dim + 1]: the update [dim], which was clipped before, and the weight; under codec 1 with noise.
 
-
-def encode(plan: ProtocolPlan, update: Floats, weight: int, coins: NDArray[np.uint32]) -> Integers:
-    """Fixed point [dim + 1] of an update [dim] that was clipped before; the last coordinate is the weight.
-
-    ``coins`` [dim] are uniform, from the system's CSPRNG: they round up or down, so that the mean is unbiased.
-    Refusal ``codec`` where a value is not finite or the plan's range cannot carry it.
+    ``random`` is the system's CSPRNG, and nothing else.  Refusal ``codec`` where a value cannot be carried.
     """
-    q = 2 ** (plan.value_bits - 1) - 1
-    scale = (weight * q) / (plan.range * plan.weight_max)
-    if update.shape != (plan.dim,) or not np.isfinite(update).all() or not math.isfinite(plan.range * scale):
-        raise Refusal("codec", f"an update {update.shape} at scale {scale}: take {plan.dim} finite numbers, more range")
+    integers = fixed_point(plan, update, weight, np.frombuffer(random(4 * plan.dim), "<u4"))
+    if plan.codec == 1:
+        integers[:-1] += discrete_gaussian(plan.sigma, plan.dim, random)
+    return integers
+
+
+def fixed_point(plan: ProtocolPlan, update: Floats, weight: int, coins: NDArray[np.uint32]) -> Integers:
+    """``encode`` without noise; the uniform ``coins`` [dim] round up or down, so that the mean is unbiased."""
+    if update.shape != (plan.dim,) or coins.shape != (plan.dim,) or not np.isfinite(update).all():
+        raise Refusal("codec", f"an update {update.shape} with coins {coins.shape}; take {plan.dim} finite numbers")
+    if not 1 <= weight <= plan.weight_max:
+        raise Refusal("codec", f"weight {weight}; the plan takes 1 to {plan.weight_max}")
+    scale = (weight * plan.q) / (plan.range * plan.weight_max)
     z = np.minimum(np.maximum(update, -plan.range), plan.range) * scale
-    x = np.clip(np.floor(z + coins * 2.0**-32), -q, q)
+    x = np.clip(np.floor(z + coins * 2.0**-32), -plan.q, plan.q)
     return np.append(x, weight).astype(np.int64)
-
-
-def sigma(plan: ProtocolPlan) -> float:
-    """Codec 1: standard deviation of each site's own noise, in integer units."""
-    q = 2 ** (plan.value_bits - 1) - 1
-    delta: float = plan.clip * (q / plan.range) + math.sqrt(plan.dim)
-    return plan.noise * delta / math.sqrt(plan.honest)
 
 
 def decode(plan: ProtocolPlan, total: bytes, survivors: int) -> tuple[Floats, int]:
@@ -60,5 +55,4 @@ def decode(plan: ProtocolPlan, total: bytes, survivors: int) -> tuple[Floats, in
     if not survivors <= weight <= survivors * plan.weight_max:
         most = survivors * plan.weight_max
         raise Refusal("input", f"the weights of {survivors} sites sum to {weight}, not to {survivors} to {most}")
-    q = 2 ** (plan.value_bits - 1) - 1
-    return integers[:-1] * (plan.range * plan.weight_max / q) / weight, weight
+    return integers[:-1] * (plan.range * plan.weight_max / plan.q) / weight, weight

@@ -14,7 +14,7 @@ from nexus_common.secagg.plan import ProtocolPlan
 Peers = Mapping[int, Advert]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # no secret gets into a log by accident
 class Drawn:
     """The secrets behind an advert."""
 
@@ -25,7 +25,7 @@ class Drawn:
     seeds: list[bytes]  # K x [32]
 
 
-@dataclass
+@dataclass(repr=False)
 class Slot:
     """What a site keeps for one slot until it is used or passed over."""
 
@@ -33,13 +33,13 @@ class Slot:
     pairs: dict[int, bytes]  # other present site -> DH of the two mask keys
 
 
-@dataclass
+@dataclass(repr=False)
 class Dealt:
     """An epoch after its keys were shared; the secrets of ``Drawn`` are gone but for what is here."""
 
     setup_hash: bytes
     present: list[int]
-    opening: dict[int, bytes]  # sender -> key of the box that will come from it
+    box_keys: dict[int, bytes]  # sender -> key of the box that will come from it
     slots: dict[int, Slot]
     shares: dict[int, dict[int, tuple[bytes, bytes]]] = field(default_factory=dict)  # slot -> owner -> (key, seed)
 
@@ -106,9 +106,9 @@ def share(
             for row, one in zip(rows, dealt, strict=True):
                 row.append(shamir.to_bytes(one))
     boxes = [keys.seal(keys.envelope_key(sealing[j], setup_hash, site, j), b"".join(rows[j])) for j in others]
-    opening = {j: keys.envelope_key(sealing[j], setup_hash, j, site) for j in others}
+    box_keys = {j: keys.envelope_key(sealing[j], setup_hash, j, site) for j in others}
     own = {s: {site: (rows[site][2 * s], rows[site][2 * s + 1])} for s in slots}
-    return boxes, Dealt(setup_hash, list(peers), opening, slots, own)
+    return boxes, Dealt(setup_hash, list(peers), box_keys, slots, own)
 
 
 def unpack(
@@ -117,7 +117,7 @@ def unpack(
     """The shares of all present sites' secrets, from the boxes of the others, ascending; Refusal ``share-decrypt``."""
     shares = {s: dict(own) for s, own in dealt.shares.items()}
     for sender, box in zip((j for j in dealt.present if j != site), boxes, strict=True):
-        text = keys.unseal(dealt.opening[sender], box)
+        text = keys.unseal(dealt.box_keys[sender], box)
         both = [text[at : at + shamir.SHARE] for at in range(0, len(text), shamir.SHARE)]
         if any(shamir.from_bytes(one) is None for one in both):
             raise Refusal("share-decrypt", f"{plan.roster[sender][0]} dealt a share that is not below p")

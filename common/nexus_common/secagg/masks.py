@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
+from nexus_common.errors import Refusal
+
 _BLOCK = 16
 
 
@@ -20,7 +22,7 @@ class MaskedSum:
         self.length, self.width = length, mod_bits // 8
         self._sum = np.zeros(length, np.uint32)
         self._zeros = bytes(length * self.width)
-        self._bytes = bytearray(length * self.width + _BLOCK)  # an encryptor wants room for one more block
+        self._bytes = np.zeros(length * self.width + _BLOCK, np.uint8)  # an encryptor wants room for one more block
         self._words = _words(self._bytes, length, self.width)
 
     def add(self, integers: NDArray[np.int64]) -> None:
@@ -28,13 +30,15 @@ class MaskedSum:
         self._sum += integers.astype(np.uint32)  # modulo 2^32
 
     def add_packed(self, data: bytes) -> None:
-        """Add what ``packed`` gave."""
-        self._bytes[: len(data)] = data
+        """Add what ``packed`` gave; Refusal ``input`` for any other length."""
+        if len(data) != len(self._zeros):
+            raise Refusal("input", f"a packed vector of {len(data)} bytes, expected {len(self._zeros)}")
+        self._bytes[: len(data)] = np.frombuffer(data, np.uint8)
         self._sum += self._words
 
     def add_mask(self, key: bytes, sign: int) -> None:
         """Add (+1) or subtract (-1) the keystream of AES-256-CTR under ``key`` [32]; a key serves one context."""
-        Cipher(AES256(key), CTR(bytes(_BLOCK))).encryptor().update_into(self._zeros, self._bytes)
+        Cipher(AES256(key), CTR(bytes(_BLOCK))).encryptor().update_into(self._zeros, self._bytes.data)
         (np.add if sign > 0 else np.subtract)(self._sum, self._words, out=self._sum)
 
     def packed(self) -> bytes:
@@ -50,9 +54,9 @@ class MaskedSum:
 def unpack_signed(data: bytes, mod_bits: int) -> NDArray[np.int64]:
     """The integers [length] of a packed sum, read as two's complement in ``mod_bits`` bits."""
     width, shift = mod_bits // 8, 32 - mod_bits
-    words = _words(bytearray(data + bytes(4 - width)), len(data) // width, width)
+    words = _words(np.frombuffer(data + bytes(4 - width), np.uint8), len(data) // width, width)
     return (words << np.uint32(shift)).view(np.int32).astype(np.int64) >> shift
 
 
-def _words(data: bytearray, length: int, width: int) -> "np.ndarray[tuple[int], np.dtype[np.uint32]]":
+def _words(data: NDArray[np.uint8], length: int, width: int) -> "np.ndarray[tuple[int], np.dtype[np.uint32]]":
     return np.ndarray(length, "<u4", data, 0, (width,))

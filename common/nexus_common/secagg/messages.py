@@ -10,21 +10,20 @@ from typing import Final
 
 from nexus_common.errors import Refusal
 from nexus_common.secagg.keys import KEY, SIGNATURE, TAG, digest
-from nexus_common.secagg.labels import label
+from nexus_common.secagg.labels import label, label_of
 from nexus_common.secagg.plan import ProtocolPlan
 from nexus_common.secagg.shamir import SHARE
 
 TO_SITES: Final = ("setup", "adverts", "inbox", "round", "commit-set", "open")
 TO_SERVER: Final = ("advert", "envelopes", "input", "set-sig", "shares")
-_KIND: Final = {label(kind): kind for kind in (*TO_SITES, *TO_SERVER)}
 HASH: Final = 32
 SET: Final = 8  # u64: bit i stands for site i
 
 
 def kind_of(data: bytes, known: Iterable[str]) -> str:
     """Which of the ``known`` kinds a message is by its label; Refusal ``malformed``."""
-    kind = _KIND.get(data[: data.find(b"\n") + 1])
-    if kind is None or kind not in known:
+    kind = label_of(data)
+    if kind not in known:
         raise Refusal("malformed", f"a message that starts with {data[:24]!r}; is the other side another version?")
     return kind
 

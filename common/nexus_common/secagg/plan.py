@@ -58,6 +58,17 @@ class ProtocolPlan:
         """The fewest sites whose sum is ever opened."""
         return max(self.t, self.min_cohort)
 
+    @property
+    def q(self) -> int:
+        """Q, the largest integer of an encoded coordinate."""
+        return (1 << (self.value_bits - 1)) - 1
+
+    @property
+    def sigma(self) -> float:
+        """Codec 1: standard deviation of each site's own noise, in integer units."""
+        delta: float = self.clip * (self.q / self.range) + math.sqrt(self.dim)
+        return self.noise * delta / math.sqrt(self.honest)
+
     @cached_property
     def encoded(self) -> bytes:
         """The canonical bytes; Refusal ``malformed`` where a value does not fit its field."""
@@ -150,10 +161,12 @@ def _codec_bounds(plan: ProtocolPlan) -> Iterator[tuple[bool, str]]:
     """The bounds of "Codecs" with the words of their refusal; a later one may rely on those before it."""
     yield plan.mod_bits in (24, 32), f"mod_bits = {plan.mod_bits}; take 24 or 32"
     yield 8 <= plan.value_bits <= 30, f"value_bits = {plan.value_bits}; take 8 to 30"
-    q, n, most = 2 ** (plan.value_bits - 1) - 1, plan.n, 2 ** (plan.mod_bits - 1) - 1
+    q, n, most = plan.q, plan.n, 2 ** (plan.mod_bits - 1) - 1
     yield 0 < plan.clip < math.inf, f"clip = {plan.clip}; take a finite number above 0"
     yield 0 < plan.range < math.inf, f"range = {plan.range}; take a finite number above 0"
     yield 1 <= plan.weight_max <= q, f"weight_max = {plan.weight_max}; take 1 to {q}"
+    finite = math.isfinite(plan.range * plan.weight_max) and math.isfinite(q / plan.range)
+    yield finite, f"range = {plan.range}; no finite scale belongs to it"
     yield plan.weight_unit >= 1, f"weight_unit = {plan.weight_unit}; take 1 or more"
     wraps = f"above {most}, so a sum could wrap; lower value_bits or take mod_bits = 32"
     if plan.codec == 0:
@@ -165,8 +178,7 @@ def _codec_bounds(plan: ProtocolPlan) -> Iterator[tuple[bool, str]]:
     yield plan.noise > 0, f"noise = {plan.noise}; codec 1 takes a number above 0"
     yield 0 < plan.sampling <= 1, f"sampling = {plan.sampling}; take a probability above 0, at most 1"
     yield 1 <= plan.honest <= plan.t, f"honest = {plan.honest}; take 1 to t = {plan.t}"
-    delta = plan.clip * (q / plan.range) + math.sqrt(plan.dim)
-    sigma = plan.noise * delta / math.sqrt(plan.honest)
+    sigma = plan.sigma
     tail = 8 * sigma * math.sqrt(n)
     yield sigma >= 256, f"sigma = {sigma:.6g}, below 256; raise noise or value_bits, or lower range"
     # Python compares int and float exactly: this is n Q + ceil(tail) <= most, and refuses an infinite tail as well.

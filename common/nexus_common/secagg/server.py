@@ -70,9 +70,12 @@ class _Trip:
         if not keys.is_signed(identity, data[: -keys.SIGNATURE], data[-keys.SIGNATURE :]):
             raise Refusal("bad-signature", f"{name} did not sign this {self.kind}")
         kept = keys.digest(data) if self.kind == "input" else data
-        if (before := self.heard.setdefault(site, kept)) != kept:
-            raise Refusal("duplicate", f"{name} sent two different messages {self.kind}")
-        return None if before is not kept else site
+        if (before := self.heard.get(site)) is not None:
+            if before != kept:
+                raise Refusal("duplicate", f"{name} sent two different messages {self.kind}")
+            return None
+        self.heard[site] = kept
+        return site
 
     def payload(self, site: int) -> bytes:
         """What a site sent, between its number and the signature."""
@@ -103,6 +106,11 @@ class Server:
     def heard(self) -> list[int]:
         """The sites whose awaited message is here."""
         return sorted(self._trip.heard)
+
+    @property
+    def signers(self) -> list[int]:
+        """The sites that are asked for shares, once the open message was made."""
+        return sorted(self._trip.senders) if self.kind == "shares" else []
 
     @property
     def present(self) -> list[int]:
@@ -151,21 +159,34 @@ class Server:
 
     def inbox(self, site: int) -> bytes:
         """``inbox``, for one; Refusal ``below-threshold`` while an envelope is missing, which takes a new epoch."""
+        self._open_envelopes()
+        boxes = [self._boxes[sender][site] for sender in self.present if sender != site]
+        return label("inbox") + self._transcript.setup_hash + u(site, 1) + b"".join(boxes)
+
+    def _open_envelopes(self) -> None:
         if not self._boxes:
             self._require("envelopes", len(self._keys))
             size = box_size(self.plan.slots)
             for sender in self.present:
                 text, others = self._trip.payload(sender), (i for i in self.present if i != sender)
                 self._boxes[sender] = {i: text[at * size : (at + 1) * size] for at, i in enumerate(others)}
-        boxes = [self._boxes[sender][site] for sender in self.present if sender != site]
-        return label("inbox") + self._transcript.setup_hash + u(site, 1) + b"".join(boxes)
 
     def round(self, slot: int, model_hash: bytes) -> bytes:
-        """``round``, for those present; whatever the slot before had come to is forgotten."""
-        self._slot, self._model_hash, self._opening = slot, model_hash, None
+        """``round``, for those present; what an earlier slot had come to is forgotten.
+
+        Refusal ``below-threshold`` before the set-up is whole, ``slot-replay`` for a slot that was passed or is none.
+        """
+        self._open_envelopes()
+        if (slot, model_hash) != (self._slot, self._model_hash):
+            if not self._slot < slot < self.plan.slots:
+                raise Refusal("slot-replay", f"slot {slot} after {self._slot}; the epoch has {self.plan.slots}")
+            self._begin(slot, model_hash)
+        return label("round") + self._transcript.setup_hash + u(slot, 2) + model_hash
+
+    def _begin(self, slot: int, model_hash: bytes) -> None:
+        self._slot, self._model_hash, self._opening, self.survivors = slot, model_hash, None, []
         self._sum = MaskedSum(self.plan.dim + 1, self.plan.mod_bits)
         self._await("input", self._ctx, (self.plan.dim + 1) * (self.plan.mod_bits // 8), self._keys)
-        return label("round") + self._transcript.setup_hash + u(slot, 2) + model_hash
 
     @property
     def _ctx(self) -> bytes:
@@ -177,7 +198,7 @@ class Server:
 
     def commit(self) -> bytes:
         """``commit-set``, for those whose input is here: the set never changes again.  Refusal ``below-threshold``."""
-        if self.kind == "input":
+        if not self.survivors:
             self._require("input", self.plan.quorum)
             self.survivors = self.heard
             self._await("set-sig", self._bound, 0, self.survivors)
@@ -194,11 +215,12 @@ class Server:
         return self._opening
 
     @classmethod
-    def resumed(cls, plan: ProtocolPlan, epoch: int, opening: Opening) -> "Server":
-        """A server that died after ``opening`` was written: it sends the same open message and waits for shares."""
-        server = cls(plan, epoch)
+    def resumed(cls, plan: ProtocolPlan, opening: Opening) -> "Server":
+        """A server that died after ``opening`` was written, for this one sum: it sends the same open message again."""
+        first = Adverts.parse(opening.adverts, plan.slots).adverts[0]
+        server = cls(plan, Advert.parse(first, plan.slots).epoch)
         server._take_up(opening.adverts)
-        server.round(opening.slot, opening.model_hash)
+        server._begin(opening.slot, opening.model_hash)
         server._sum.add_packed(opening.masked)
         reader = Reader(opening.message, "open")
         reader.take(HASH)
@@ -232,10 +254,11 @@ class Server:
     def total_despite_liars(self) -> tuple[bytes, tuple[int, ...]]:
         """``total``, where needed without the fewest responders whose shares spoil it, and who these are.
 
-        With exactly t responders nobody can be left out; which site lied the protocol does not prove.
+        One liar is always found where a share can be spared, several within ``_MOST_ATTEMPTS`` tries.  With exactly t
+        responders nobody can be left out; which site lied the protocol does not prove.
         """
-        spare = len(self.heard) - self.plan.t
-        choices = chain.from_iterable(combinations(self.heard, count) for count in range(1, spare + 1))
+        counts = range(1, len(self.heard) - self.plan.t + 1)
+        choices = chain.from_iterable(combinations(self.heard[: self.plan.t + count - 1], count) for count in counts)
         try:
             return self.total(), ()
         except Refusal as refusal:
