@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 TORCH := 'torch>=2.9.1,$(if $(filter aarch64,$(shell uname -m)),<2.10,<2.14)'
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-secagg clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -25,6 +25,9 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(RUN) -m tests.bench.server
 	$(RUN) -m tests.bench.quality
+
+bench-secagg: $(VENV)/.dev
+	$(RUN) -m tests.bench.secagg_cpu
 
 $(VENV)/.runtime: pyproject.toml
 	@echo "making $(VENV): about 0.5 GB to download and 1.6 GB of disk with a CPU build of torch;"

@@ -14,6 +14,7 @@ from nexus_client import agent_api as api
 from nexus_client import reports
 from nexus_client.consent import Consent
 from nexus_client.link import Link
+from nexus_client.record import ProtocolRecord
 from nexus_client.rounds import SiteRounds
 from nexus_client.site import SiteHome
 from nexus_client.status import status
@@ -34,7 +35,8 @@ class Agent:
         self.workspace = Workspace(place, settings, prunes=True)
         identity = certs.load_identity(place.keys / "identity.key")
         self.consent = Consent(place)
-        self.rounds = SiteRounds(self.workspace, identity, self.consent)
+        record = ProtocolRecord(place.state / "protocol.sqlite")
+        self.rounds = SiteRounds(self.workspace, identity, self.consent, record)
         self.journal = Journal(self.consent.audit, paced=True)
         self.link = Link(settings.server, place.keys, self.rounds.handle, self.journal)
         self.place, self._evaluating = place, threading.Lock()

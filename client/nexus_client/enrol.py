@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nexus_common import certs, rpc
-from nexus_common.address import refuse_beyond_loopback, split_address
+from nexus_common.address import split_address
 from nexus_common.audit import AuditLog
 from nexus_common.cli import moment
 from nexus_common.disk import write_durably
@@ -31,7 +31,6 @@ CONNECT_SECONDS = 10.0
 def join(home: Path | None, line: str, expected_site: str | None, data: list[Path]) -> tuple[SiteHome, bool]:
     """Enrol this machine; keys that exist already are kept and used again.  Also: whether ``site.toml`` was written."""
     invite = Invite.parse(line)
-    refuse_beyond_loopback(invite.address)
     if expected_site not in (None, invite.site):
         raise NexusError(f"the invitation is for {invite.site}, not for {expected_site}")
     for path in data:
@@ -49,7 +48,7 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
     if answer.certificate is None or answer.server is None:
         raise NexusError(_refusal_text(invite, answer))
     try:
-        refuse_beyond_loopback(answer.server)
+        split_address(answer.server)
         _check_certificate(answer.certificate, authority, invite, place)
     except ValueError as problem:
         raise NexusError(f"the server's answer cannot be used ({problem}); nothing was changed but the keys") from None

@@ -3,7 +3,8 @@
 Every answer asks the site's policy first: nothing is prepared, trained or sent for a plan that its people have not
 approved.
 Embedding happens before the site says ``ready``, in a thread of its own, never inside a round.  All sites take the same
-fixed number of steps.  An update that was made for a model is kept and sent again, never trained twice.
+fixed number of steps.  An update is kept for the slots of secure aggregation (``masking.py``), the only way in which
+anything of it leaves; it is never trained twice for one model.
 """
 
 import logging
@@ -18,10 +19,13 @@ from nexus_common import wire
 from nexus_common.audit import read
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan
-from nexus_common.versions import StoredAdapter, vector_hash
+from nexus_common.versions import StoredAdapter, trained_from, vector_hash
 
 from nexus_client.cache import NotCached
 from nexus_client.consent import Consent
+from nexus_client.held_out import HeldOut
+from nexus_client.masking import Made, Masking
+from nexus_client.record import ProtocolRecord
 from nexus_client.train import local_update, warm_up
 from nexus_client.workspace import Readied, Workspace
 
@@ -44,18 +48,22 @@ class Progress:
 class SiteRounds:
     """Answers the server's messages for one site."""
 
-    def __init__(self, workspace: Workspace, identity: Ed25519PrivateKey, consent: Consent) -> None:
+    def __init__(
+        self, workspace: Workspace, identity: Ed25519PrivateKey, consent: Consent, record: ProtocolRecord
+    ) -> None:
         self.workspace, self.identity, self.consent = workspace, identity, consent
+        self.masking = Masking(workspace.place.site, identity, record)
         self.progress = Progress()
         self._plan: Plan | None = None
         self._readied: Readied | None = None
+        self._held_out: HeldOut | None = None
         self._refusal: Refusal | None = None
         self._preparing: threading.Thread | None = None
-        self._made: tuple[bytes, wire.Update] | None = None  # the newest model trained on, and the update
         self._answers: dict[type, Callable[..., wire.Message]] = {
             wire.Propose: self._propose,
             wire.Prepare: self._prepare,
             wire.TrainRound: self._train,
+            wire.Ask: self._ask,
             wire.Deliver: self._deliver,
         }
 
@@ -77,6 +85,7 @@ class SiteRounds:
             self.workspace.check_base(plan)
             if self._preparing is not None and self._preparing.is_alive():
                 return wire.Readiness(wire.PREPARING)  # first finish what was begun for another run
+            self.masking.take_up(plan)
             self._plan, self._readied, self._refusal = plan, None, None
         if self._readied is not None:
             self._require_rows()
@@ -96,6 +105,7 @@ class SiteRounds:
             self._require_rows()
             readied = self.workspace.ready(plan.adapter.layout, self._on_embedded)
             warm_up()
+            self._held_out = HeldOut(plan, readied.held_out, readied.states)
             self._readied = readied
             self.progress = Progress("ready", run=plan.name)
             log.info("ready for run %s", plan.name)
@@ -128,8 +138,8 @@ class SiteRounds:
     def _train(self, message: wire.TrainRound) -> wire.Message:
         plan = self._current(message.run)
         self.consent.require(plan)
-        readied = self._readied
-        if readied is None:
+        readied, held_out = self._readied, self._held_out
+        if readied is None or held_out is None:
             raise Refusal("not-ready")
         self._require_rows()
         layout, number = plan.adapter.layout, message.round + 1
@@ -137,23 +147,27 @@ class SiteRounds:
         vector = wire.unpack(message.vector, layout)
         if message.round == 0:
             _check_first(plan, message.vector)
-        model = wire.model_hash(plan.hash, layout, message.round, message.vector)
-        if self._made is not None and self._made[0] == model:
-            return self._made[1]
         if message.use:
             self._store(StoredAdapter(plan, message.round, vector))
+        begins = trained_from(plan, message.round, vector)
+        model = wire.model_hash(layout, wire.pack(begins))
+        if self.masking.made is not None and self.masking.made.model == model:
+            return wire.Trained(model)
         started = time.monotonic()
         self.progress = Progress("training", 0, plan.local.steps, plan.name, number)
         try:
-            update = local_update(
-                layout,
-                vector,
-                readied.tasks,
-                readied.states,
-                plan.local,
-                self._rng(model),
-                lambda done: self._on_step(done, plan, number),
-            )
+            figures = held_out.report(begins)
+            update = np.zeros(layout.dim, np.float32)
+            if not message.close:
+                update = local_update(
+                    layout,
+                    begins,
+                    readied.tasks,
+                    readied.states,
+                    plan.local,
+                    self._rng(model),
+                    lambda done: self._on_step(done, plan, number),
+                )
         except NotCached as problem:
             log.warning("%s", problem)
             self._readied = None
@@ -161,14 +175,18 @@ class SiteRounds:
         except NexusError as problem:
             self.progress = Progress("refused", run=plan.name, round=number, problem=str(problem))
             raise
-        data = wire.pack(update)
-        answer = wire.signed_update(self.identity, plan.hash, message.round, self.workspace.place.site, model, data)
-        self._made = (model, answer)
+        self.consent.require(plan)  # consent may have been withdrawn meanwhile
+        self.masking.made = Made(model, update, figures)
         self.progress = Progress("ready", run=plan.name, round=number, last_round_at=time.time())
         log.info(
             "round %d of %d: %d steps in %.1f s", number, plan.rounds, plan.local.steps, time.monotonic() - started
         )
-        return answer
+        return wire.Trained(model)
+
+    def _ask(self, message: wire.Ask) -> wire.Message:
+        plan = self._current(message.run)
+        self.consent.require(plan)
+        return self.masking.answer(message, self.consent.policy.min_cohort)
 
     def _on_step(self, done: int, plan: Plan, number: int) -> None:
         self.consent.require(plan)  # consent may have been withdrawn meanwhile
@@ -187,7 +205,7 @@ class SiteRounds:
             self.consent.require(plan)
         self._store(StoredAdapter(plan, message.round, vector))
         log.info("version %d of run %s received", message.round, plan.name)
-        return wire.Received(wire.model_hash(plan.hash, plan.adapter.layout, message.round, message.vector))
+        return wire.Received(wire.model_hash(plan.adapter.layout, message.vector))
 
     def _had(self, plan: Plan, message: wire.Deliver) -> bool:
         """Whether a version is harmless: the base model's own output, or accepted here before, as the log says."""

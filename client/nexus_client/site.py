@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-from nexus_common.address import Address, refuse_beyond_loopback
+from nexus_common.address import Address
 from nexus_common.config import Settings, SiteName, read_toml, toml_string
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
@@ -104,13 +104,12 @@ class SiteHome:
         return self.state / "agent.sock"
 
     def settings(self) -> SiteSettings:
-        """Read and check ``site.toml``; addresses beyond loopback are refused."""
+        """Read and check ``site.toml``."""
         settings = read_toml(SiteSettings, self.settings_file, "`nexus-client join` writes it")
         if settings.site != self.site:
             raise NexusError(
                 f"{self.settings_file} is of site {settings.site!r}, but lies in the folder of {self.site!r}"
             )
-        refuse_beyond_loopback(settings.server)
         return settings
 
     def write_settings(self, server: str, data: list[Path]) -> bool:

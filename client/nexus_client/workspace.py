@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from nexus_client.cache import Cache
 from nexus_client.data import SiteRows, read_rows
 from nexus_client.embed import CachedStates, Encoder, Progress, default_base
-from nexus_client.material import Ids, RankingTask, Task, size
+from nexus_client.held_out import some
+from nexus_client.material import Ids, RankingTask, Task, size, texts_of
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import Material, build_material
 from nexus_client.train import best_device
@@ -35,9 +36,10 @@ SOME_ANSWERS: Final = 8  # a label's utterances all answer each other
 
 @dataclass(frozen=True)
 class Readied:
-    """What a plan trains on here: the tasks whose states are in the cache, and those states."""
+    """What a plan trains on here and what is held out to report by: tasks whose states are in the cache, and these."""
 
     tasks: list[Task]
+    held_out: list[Task]
     states: CachedStates
 
 
@@ -99,11 +101,12 @@ class Workspace:
             if not material.train:
                 raise Refusal("no-data", f"none of {self.rows.count} rows is a training row; see `nexus-client check`")
             texts, cache = material.texts.items, self.encoder.cache
+            held_out = some(material.choose, texts)
             if layout.salience is None:
                 if self._prunes:
                     cache.keep_only(pooled=texts, tokens=texts)
                 self.encoder.fill(texts, tokens=(), progress=progress)
-                return Readied(material.train, CachedStates(cache, texts, pooled=True))
+                return Readied(material.train, held_out, CachedStates(cache, texts, pooled=True))
             numbers = first_texts(material.train, texts, self.settings.salience_rows)
             tasks = [task for task in (task.only(set(numbers)) for task in material.train) if size(task)]
             if not tasks:
@@ -111,11 +114,11 @@ class Workspace:
                     f"salience_rows = {self.settings.salience_rows} leaves no training row; raise it in site.toml "
                     "(default 5000)"
                 )
-            tokens = [texts[number] for number in numbers]
+            tokens = [texts[number] for number in dict.fromkeys([*numbers, *map(int, texts_of(held_out))])]
             if self._prunes:
                 cache.keep_only(pooled=texts, tokens=tokens)
             self.encoder.fill(texts, tokens=tokens, progress=progress)
-            return Readied(tasks, CachedStates(cache, texts, pooled=False))
+            return Readied(tasks, held_out, CachedStates(cache, texts, pooled=False))
 
     def embed(self, adapters: Sequence[tuple[Layout, Vector]], numbers: Ids) -> list[NDArray[np.float32]]:
         """The texts of these numbers under each adapter, [n, 384] of length 1; each text is encoded once at most."""

@@ -1,11 +1,11 @@
-"""``HOST:PORT`` as people write it, and the rule that holds until updates are masked: loopback only."""
+"""``HOST:PORT`` as people write it."""
 
 import ipaddress
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-from nexus_common.errors import Refusal
+from nexus_common.errors import NexusError
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -25,16 +25,12 @@ def _valid(text: str) -> str:
 Address = Annotated[str, AfterValidator(_valid)]
 
 
-def refuse_beyond_loopback(text: str) -> None:
-    """Refusal ``no-secure-aggregation-yet`` for every address that another machine could reach."""
+def refuse_unspecified(text: str) -> None:
+    """NexusError for 0.0.0.0 and [::]: to listen at, they are every address of a machine; nobody can dial them."""
     host, _ = split_address(text)
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
+        unspecified = ipaddress.ip_address(host).is_unspecified
     except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
-        raise Refusal(
-            "no-secure-aggregation-yet",
-            f"{text} is not a loopback address; the server could read every "
-            "site's update, so until secure aggregation is in, both programs stay on 127.0.0.1 or ::1",
-        )
+        return  # a name
+    if unspecified:
+        raise NexusError(f"{text} cannot be dialled by other machines; name this server's own address or host name")

@@ -56,7 +56,6 @@ REFUSALS: Final[dict[str, str]] = {
     "no-data": "the site has no usable training rows",
     "site-busy": "the site is working on another run",
     "site-failed": "the site met a fault of its own; its log says which",
-    "no-secure-aggregation-yet": "an address beyond loopback, refused until updates are masked",
     "invite-unknown": "no invitation with this secret",
     "invite-expired": "the invitation is older than its validity",
     "invite-used": "the invitation was used with another key",

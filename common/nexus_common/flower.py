@@ -109,6 +109,7 @@ _MESSAGE_TYPES: Final = {
     "propose": "query.propose",
     "prepare": "query.prepare",
     "deliver": "query.deliver",
+    "ask": "train.ask",
 }
 
 

@@ -42,14 +42,14 @@ class Journal:
             if key in self._known:
                 self._repeats += 1
                 return
-        if self._paced and not isinstance(message, wire.Update):  # an update costs its training
+        if self._paced and not _is_bounded(message):
             self._wait()
         with self._lock:
             code = message.code if isinstance(message, wire.Refused) else None
             size = sum(len(str(v)) if isinstance(v, int) else len(v) for v in parcel.fields.values())
             self.log.append(
                 "refused" if code else "sent",
-                purpose=parcel.kind,
+                purpose=wire.purpose(message),
                 code=code,
                 bytes=size + len(parcel.vector or b""),
                 sha256=digest.hexdigest(),
@@ -89,6 +89,11 @@ def subject_of(message: wire.Message | None) -> dict[str, str | int]:
     """Which plan and round a server's message is about; nothing for any other."""
     if isinstance(message, wire.Propose | wire.Prepare):
         return {"plan": hash_of(message.plan).hex()}
-    if isinstance(message, wire.TrainRound | wire.Deliver):
+    if isinstance(message, wire.TrainRound | wire.Ask | wire.Deliver):
         return {"plan": message.run.hex(), "round": message.round}
     return {}
+
+
+def _is_bounded(message: wire.Message) -> bool:
+    """Whether a peer cannot ask for ever new ones: they cost a training, or belong to one of the plan's inputs."""
+    return isinstance(message, wire.Trained | wire.Masked) or wire.purpose(message) in ("set-sig", "shares")

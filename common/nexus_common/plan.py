@@ -18,9 +18,12 @@ from nexus_common.hours import Hours, HoursText
 from nexus_common.layout import Layout
 from nexus_common.recipe import Hex, Positive, Recipe
 from nexus_common.secagg.labels import label
+from nexus_common.secagg.messages import advert_size
 from nexus_common.secagg.plan import ProtocolPlan, check, threshold
+from nexus_common.tail import Figure, width
 
 MAX_PLAN_BYTES: Final = 128 << 10
+MAX_KEY_BYTES: Final = 1_000_000  # of all sites' keys for an epoch, in one message
 MAX_NAME: Final = 48  # with the layout's number behind it, still a name of the protocol
 
 
@@ -53,6 +56,13 @@ class AggregationSettings(Settings):
     value_bits: int = 18
     mod_bits: int = 24
     range: Positive = 0.1
+    figures: tuple[Figure, ...] = ("loss", "score", "questions", "vote")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "AggregationSettings":
+        if len(set(self.figures)) < len(self.figures):
+            raise ValueError("figures: one stands twice")
+        return self
 
 
 class PrivacySettings(Settings):
@@ -105,6 +115,12 @@ class Plan(Recipe):
             raise ValueError(f"sites: controller and contact of {', '.join(empty)} are missing: people sign for them")
         if not self.purpose:
             raise ValueError("purpose: say what the model is for; people approve that")
+        keys = len(self.sites) * advert_size(self.aggregation.slots)
+        if keys > MAX_KEY_BYTES:
+            raise ValueError(
+                f"aggregation.slots: {len(self.sites)} sites with keys for {self.aggregation.slots} rounds exchange "
+                f"{keys} bytes at once, at most {MAX_KEY_BYTES}; take fewer slots"
+            )
         try:
             for derived in self.protocol_plans:
                 check(derived)
@@ -158,7 +174,7 @@ class Plan(Recipe):
             strict=self.aggregation.strict,
             slots=self.aggregation.slots,
             rounds=2 * self.rounds + 20,  # failed slots count
-            dim=layout.dim,
+            dim=layout.dim + width(self.aggregation.figures),
             value_bits=self.aggregation.value_bits,
             mod_bits=self.aggregation.mod_bits,
             codec=1 if noise else 0,

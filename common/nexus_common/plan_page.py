@@ -74,7 +74,8 @@ def _facts(plan: Plan) -> dict[str, Any]:
     derived = ", ".join(f"`{one.hash.hex()[:SHORT]}`" for one in plan.protocol_plans)
     return {
         **{"name": plan.name, "hash": plan.hash.hex()[:SHORT], "end": plan.end_date, "hours": plan.hours_utc},
-        **{"dim": dim, "plain": 4 * dim / 1e6, "width": width, "masked": width * (dim + 1) / 1e6},
+        **{"dim": dim, "width": width, "masked": width * (plan.protocol_plans[0].dim + 1) / 1e6},
+        "figures": ", ".join(text.FIGURES[figure] for figure in plan.aggregation.figures) or "nothing else",
         **{"n": n, "t": threshold(n), "min_cohort": plan.min_cohort, "quorum": plan.quorum},
         **{"rounds": plan.rounds, "steps": plan.local.steps, "clip": plan.local.clip_norm},
         **{"updates": plan.protocol_plans[0].rounds, "base": plan.base_model[:SHORT]},

@@ -27,16 +27,15 @@ Last day: **{end}**. After it every site refuses to train under this plan.
 Each site trains a small adapter to a language model, which itself stays as it is. An *update* is the change to the
 adapter that one site proposes; a *version* is the adapter that all sites share.
 
-- **Leaves in each round:** one update, signed by the site: {dim:,} numbers, {plain:.2f} MB as plain float32 (4 bytes
-  each). With secure aggregation it will be masked, {width} bytes each ({masked:.2f} MB).
-- **Leaves beside that:** the words approved, pending or withdrawn (signed); preparing or ready; the hash of a version
-  as its receipt; refusal codes from a fixed list.
-- **Goes to:** the consortium's server only. At most {updates} updates of a site under this plan.
-- **Never leaves:** text, embeddings, counts, scores.
+- **Leaves in each round:** one update, masked and signed by the site: {dim:,} numbers of {width} bytes
+  ({masked:.2f} MB), of which the server can read only the sum over at least {quorum} sites.
+- **In the same masked sum:** {figures}. The server sees means over the sites.
+- **Leaves beside that:** one-time public keys and sealed shares of them; signatures; the words approved, pending or
+  withdrawn (signed); preparing or ready; hashes of versions; refusal codes from a fixed list.
+- **Goes to:** the consortium's server only. At most {updates} masked updates of a site under this plan; each site
+  counts its own.
+- **Never leaves:** text, embeddings, and any update, count or score that can be read by itself.
 - **Comes back:** versions, and plans to approve. Nothing that comes back is run as a program.
-
-> **State of this release:** secure aggregation is not in yet, so **the server can read each site's update**. Until it
-> is in, both programs refuse every address beyond this machine's loopback; sites do not count their updates yet.
 
 ## Who could learn what
 
@@ -71,8 +70,8 @@ What the plan sets is the same at every site that takes part, and each has appro
 - A version keeps what it learnt after consent is withdrawn. `nexus-server models withdraw` stops its use at each
   site's next contact; exported copies cannot be called back.{near_equal}
 - Times tell something: how long a site prepares and trains shows roughly how much text it has.
-- No outside audit has been made. The masks to come do not withstand quantum computers, and Python cannot promise to
-  erase keys from memory.
+- No outside audit has been made. The masks do not withstand quantum computers, and Python cannot promise to erase keys
+  from memory.
 
 ## Approval
 
@@ -107,7 +106,7 @@ OBSERVERS: Final = (
     (
         "the server and its operator",
         "stop or delay a run, keep what it receives",
-        "now: every update. With secure aggregation: the sum of at least {quorum} sites, unless {helpers} it",
+        "the sum of at least {quorum} sites and nothing of a single one, unless {helpers} it",
     ),
     (
         "another site",
@@ -148,13 +147,19 @@ SETTINGS: Final = (
     ("pause, leave, withdraw, at any time", "`nexus-client pause`, `leave`, `plan withdraw`", "each site alone"),
     ("updates of a site", "at most {updates}: twice the rounds plus 20", "nobody"),
 )
+FIGURES: Final = {
+    "loss": "loss of a version on a small part of the hold-out",
+    "score": "its score there",
+    "questions": "the number of questions behind both",
+    "vote": "a vote for or against the base model",
+}
 STARTS: Final = {"every-site": "every site has approved", "quorum": "a quorum (here {quorum} sites) has approved"}
 TOLD: Final = (  # settings with a place of their own; all others are listed
     *("name", "purpose", "end_date", "rounds", "base_model", "min_cohort", "start", "hours_utc", "local.steps"),
     *("local.clip_norm", "adapter.salience", "adapter.projection_dendrites", "origin.", "privacy."),
 )
 NEAR_EQUAL: Final = """
-- Even with secure aggregation a dishonest server can hold two almost equal rounds, one of them without a site, and
+- A dishonest server can hold two almost equal rounds, one of them without a site, and
   estimate that site's update from the two sums. Only the limit on updates, and noise, restrain this."""
 BEGINS: Final = """
 - Training begins at {version} of plan `{plan}`, which {checked}.

@@ -7,6 +7,7 @@ made again from any site's file.  Written so that a crash leaves the old file or
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,8 @@ from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.recipe import Recipe
+
+PERTURBATION: Final = np.float32(2**-14)
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,20 @@ class StoredAdapter:
 def vector_hash(packed: bytes) -> str:
     """How a plan names the version that it begins at (hex): SHA-256 of the packed vector."""
     return hashlib.sha256(packed).hexdigest()
+
+
+def trained_from(plan: Plan, number: int, vector: Vector) -> Vector:
+    """The weights [dim] that sites train on in the round after version ``number``: the version's own.
+
+    But round 0 begins beside its version, by the plan's own perturbation: a model is opened only once, under whatever
+    plan, and many plans begin at the same version (specification, "Recovery").
+    """
+    return perturbed(plan, 0, vector) if number == 0 else vector
+
+
+def perturbed(plan: Plan, attempt: int, vector: Vector) -> Vector:
+    """The vector with 2^-14 added to or subtracted from each value, as the plan's hash and ``attempt`` say."""
+    seed = b"nexus perturbation 1\n" + plan.hash + attempt.to_bytes(4, "little")
+    bits = hashlib.shake_256(seed).digest((len(vector) + 7) // 8)
+    up = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(vector)).astype(bool)
+    return (vector + np.where(up, PERTURBATION, -PERTURBATION)).astype(np.float32)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from nexus_common.errors import REFUSALS, Refusal
 from nexus_common.layout import Layout, Vector
+from nexus_common.secagg.labels import label_of
 
 Field = int | str | bytes
 MAX_FIELD_BYTES: Final = 1 << 20
@@ -63,20 +64,47 @@ class Readiness:
 
 @dataclass(frozen=True)
 class TrainRound:
-    """To a site: train on this version and send the change; ``use`` is 1 where it is also the version in use."""
+    """To a site: train on this version and keep the change for the masked sum.
+
+    ``use`` is 1 where it is also the version in use; ``close`` is 1 in a run's last round, whose change is zero and
+    which is there for what sites report of the version.
+    """
 
     run: bytes
     round: int
     use: int
+    close: int
     vector: bytes
 
 
 @dataclass(frozen=True)
-class Update:
-    """From a site: the change, signed by its identity over run, round, site, model and bytes."""
+class Trained:
+    """From a site: it has trained on this model, and keeps what came of it."""
 
     model: bytes
-    signature: bytes
+
+
+@dataclass(frozen=True)
+class Ask:
+    """To a site: a message of secure aggregation (``secagg/messages.py``), before it an inbox or nothing."""
+
+    run: bytes
+    round: int
+    inbox: bytes
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Say:
+    """From a site: its reply in secure aggregation, but for an input."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Masked:
+    """From a site: a masked input, the only message that holds anything of an update."""
+
     vector: bytes
 
 
@@ -103,7 +131,9 @@ class Refused:
     code: str
 
 
-Message = Propose | Standing | Prepare | Readiness | TrainRound | Update | Deliver | Received | Refused
+Message = (
+    Propose | Standing | Prepare | Readiness | TrainRound | Trained | Ask | Say | Masked | Deliver | Received | Refused
+)
 
 KINDS: Final[dict[str, type[Any]]] = {
     "propose": Propose,
@@ -111,7 +141,10 @@ KINDS: Final[dict[str, type[Any]]] = {
     "prepare": Prepare,
     "readiness": Readiness,
     "train": TrainRound,
-    "update": Update,
+    "trained": Trained,
+    "ask": Ask,
+    "say": Say,
+    "masked": Masked,
     "deliver": Deliver,
     "received": Received,
     "refused": Refused,
@@ -183,40 +216,15 @@ def unpack(data: bytes, layout: Layout) -> Vector:
     return vector
 
 
-def model_hash(run: bytes, layout: Layout, number: int, vector: bytes) -> bytes:
-    """Name a version by its content and its place in the run."""
-    head = b"nexus version 1\n" + run + layout.hash + number.to_bytes(4, "little")
-    return hashlib.sha256(head + vector).digest()
+def model_hash(layout: Layout, vector: bytes) -> bytes:
+    """Name a model by its content alone: under another number, run or plan the same weights are the same model."""
+    return hashlib.sha256(b"nexus model 1\n" + layout.hash + vector).digest()
 
 
-def _signed_bytes(run: bytes, number: int, site: str, model: bytes, vector: bytes) -> bytes:
-    name = site.encode()
-    return (
-        b"nexus update 1\n"
-        + run
-        + number.to_bytes(4, "little")
-        + len(name).to_bytes(1, "little")
-        + name
-        + model
-        + hashlib.sha256(vector).digest()
-    )
-
-
-def signed_update(key: Ed25519PrivateKey, run: bytes, number: int, site: str, model: bytes, vector: bytes) -> Update:
-    """An update under the site's identity."""
-    return Update(model, key.sign(_signed_bytes(run, number, site, model, vector)), vector)
-
-
-def verify_update(identity: bytes, run: bytes, number: int, site: str, model: bytes, update: Update) -> None:
-    """Raise unless the update answers this model of this round and ``site`` itself signed it."""
-    if update.model != model:
-        raise Refusal("wrong-context", "the update answers another model than the round's")
-    try:
-        Ed25519PublicKey.from_public_bytes(identity).verify(
-            update.signature, _signed_bytes(run, number, site, model, update.vector)
-        )
-    except InvalidSignature:
-        raise Refusal("bad-signature", f"the update in {site}'s name is not signed by {site}") from None
+def purpose(message: Message) -> str:
+    """What a message is for, as the audit log names it."""
+    data = message.data if isinstance(message, Ask | Say) else b""
+    return label_of(data) or _NAMES[type(message)]
 
 
 def _standing_bytes(plan: bytes, site: str, state: str, code: str) -> bytes:

@@ -111,6 +111,13 @@ class Demo:
             found.append({"site": site, **facts, "bytes_counted": counted[site]})
         return found
 
+    def attack(self) -> dict[str, Any]:
+        """What an attack would find in one more round's messages of hospital-a; the agents have ended."""
+        show.step("and an attack: which of hospital-a's questions were trained on?")
+        import replay  # noqa: PLC0415  torch takes seconds, and until here nothing needs it
+
+        return replay.attacked(self.home / "sites", "hospital-a")
+
     def stop(self) -> None:
         """End all processes that still run, the server last."""
         _end(self.processes)
@@ -212,9 +219,10 @@ def main() -> None:
         status = demo.train()
         reports = demo.evaluate()
         logs = demo.account()
+        found = demo.attack()
     finally:
         demo.stop()
-    result = show.summary(reports, status, time.monotonic() - began) | {"audit": logs}
+    result = show.summary(reports, status, time.monotonic() - began) | {"audit": logs, "attack": found}
     (demo.home / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
     show.everything(reports, result, demo.elsewhere, demo.home, BIN)
 

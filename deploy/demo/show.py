@@ -70,6 +70,21 @@ def quality_table(reports: list[dict[str, Any]]) -> Table:
     return table
 
 
+def attacked(found: dict[str, Any]) -> None:
+    """What the re-identification attack found, in three lines."""
+    plain, sent, total = found["plain_update"], found["sent"], found["sum"]
+    members, site = plain["members"], found["site"]
+    console.print(
+        f"\nOf {members} questions that {site} trained on, among {members} others of its own, an attack that knows "
+        f"all\nof them and their passages finds (a guess {members / 2:.0f}, in 99 of 100 guesses {plain['low']} to "
+        f"{plain['high']}):\n"
+        f"  from a plain update, as without masking   {plain['found']:4}\n"
+        f"  from what {site} sends, masked        {sent['found']:4}\n"
+        f"  from the sum of {found['sites']} sites                   {total['found']:4}   "
+        "(the sum is what the server learns)"
+    )
+
+
 def examples(reports: list[dict[str, Any]]) -> None:
     """The question that each of two sites finds better by most, as its own evaluation names it."""
     console.print("\nTwo questions, and where the right passage stood before and after:")
@@ -90,17 +105,19 @@ def everything(
     for report in reports:
         for warning in report["warnings"]:
             console.print(f"note, {report['site']}: {warning}", markup=False)
+    attacked(result["attack"])
     examples(reports)
     console.print(
-        f"\nsent by each site a round: {result['bytes_up_per_site_round']:,} bytes: the change of the adapter\n"
+        f"\nsent by each site a round: {result['bytes_up_per_site_round']:,} bytes: a masked update\n"
         f"{_accounted(result['audit'])}\n"
         f"connections elsewhere: {len(elsewhere)}\n"
         f"{result['rounds']} rounds, median {result['round_seconds_median']} s; the whole demo "
         f"{result['seconds_install_excluded']} s; figures in {_near(home)}/summary.json"
     )
     console.print(
-        "\n[bold]Not protected yet:[/bold] the server can read each site's update, so until secure aggregation is in, "
-        "both programs stay on loopback; epsilon: none (records are not protected)."
+        "\n[bold]Protected:[/bold] the server can read only the sum over a round's sites, even if it lies, as long as "
+        "fewer than a third of the sites help it.\n[bold]Not protected:[/bold] the sum itself, which leaks what was "
+        "learnt; epsilon: none (records are not protected)."
     )
     server, client = f"{_near(programs)}/nexus-server --home {_near(home)}/server", f"{_near(programs)}/nexus-client"
     console.print(

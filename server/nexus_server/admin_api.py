@@ -158,6 +158,7 @@ class VersionLine(Body):
     seconds: float | None
     bytes_up: int | None
     state: str
+    figures: dict[str, float]  # means over the cohort that received it; a vote is their sum
 
 
 class VersionList(Body):

@@ -1,6 +1,5 @@
 """Administration of versions: list them, go back to one, take some out of use."""
 
-import numpy as np
 from nexus_common.audit import AuditLog
 from nexus_common.errors import NexusError
 from nexus_common.rpc import Method, Nothing
@@ -27,6 +26,8 @@ class ModelAdministration:
 
     def models(self, _: Nothing) -> api.VersionList:
         """All versions."""
+        versions = self.registry.versions()
+        figures = {run: self.registry.figures(run) for run in {v.run for v in versions}}
         return api.VersionList(
             versions=[
                 api.VersionLine(
@@ -38,8 +39,9 @@ class ModelAdministration:
                     seconds=v.seconds,
                     bytes_up=v.bytes_up,
                     state=v.state,
+                    figures={name: one.value for name, one in figures[v.run].get(v.number, {}).items()},
                 )
-                for v in self.registry.versions()
+                for v in versions
             ]
         )
 
@@ -54,9 +56,9 @@ class ModelAdministration:
                 f"version {request.version} of run {run.plan.name} cannot be gone back to; these can: {good or 'none'}"
             )
         after = min(number for number in states if number > request.version)
-        pair = [self.registry.vector(run.plan.name, number) for number in (request.version, after)]
+        between = self.registry.beside(run, request.version, after)
         self.audit.append("rollback", plan=run.plan.hash.hex(), version=request.version)
-        if not self.registry.roll_back(run, request.version, np.mean(pair, axis=0, dtype=np.float32)):
+        if not self.registry.roll_back(run, request.version, between):
             self.audit.append("rollback void", plan=run.plan.hash.hex(), version=request.version)
             raise NexusError("a round was finished in this instant, so nothing was changed; give the command again")
         self.conductor.wake()

@@ -1,10 +1,8 @@
-"""From a round's updates to the next version: their mean, then a server optimiser (Reddi et al. 2021, Algorithm 2).
+"""From a round's mean update to the next version: a server optimiser (Reddi et al. 2021, Algorithm 2).
 
-All sites weigh the same, so no count ever leaves a site.  numpy only, float64 inside, and the state goes to disk with
+numpy only, float64 inside, and the state goes to disk with
 every round, so a restarted server goes on with the same bits.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 from nexus_common.errors import NexusError
@@ -13,13 +11,6 @@ from nexus_common.plan import ServerSettings
 from numpy.typing import NDArray
 
 State = dict[str, NDArray[np.float64]]
-
-
-def mean_update(updates: Sequence[Vector]) -> NDArray[np.float64]:
-    """The equally weighted mean of at least one update [dim]."""
-    if not updates:
-        raise NexusError("there is no update to average")
-    return np.mean(np.stack(updates), axis=0, dtype=np.float64)  # type: ignore[no-any-return]
 
 
 class FedAvg:

@@ -70,8 +70,10 @@ def _print(context: typer.Context, answer: admin.VersionList) -> None:
             ", ".join(v.cohort) or "(no cohort)",
             v.state,
             f"{v.seconds:.2f}" if v.seconds is not None else "",
+            f"{v.figures['loss']:.3f}" if "loss" in v.figures else "",
+            f"{100 * v.figures['score']:.1f}" if "score" in v.figures else "",
         ]
         for v in answer.versions
     ]
-    head = ["run", "version", "hash", "made", "cohort", "state", "seconds"]
+    head = ["run", "version", "hash", "made", "cohort", "state", "seconds", "loss", "score"]
     show(context, answer.model_dump(), table(head, rows) if rows else "no version yet: nexus-server plan new, train")

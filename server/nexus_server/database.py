@@ -37,6 +37,15 @@ MIGRATIONS: Final = (
         state TEXT NOT NULL, code TEXT NOT NULL, signature BLOB NOT NULL, at REAL NOT NULL, PRIMARY KEY (plan, site))
         STRICT;
     """,
+    # Secure aggregation: the last key epoch of each protocol plan, sums that are being opened, what cohorts report.
+    """
+    CREATE TABLE epochs (protocol_plan BLOB PRIMARY KEY, last INTEGER NOT NULL) STRICT;
+    CREATE TABLE openings (run TEXT PRIMARY KEY REFERENCES runs(name), number INTEGER NOT NULL,
+        adverts BLOB NOT NULL, slot INTEGER NOT NULL, model_hash BLOB NOT NULL, message BLOB NOT NULL,
+        masked BLOB NOT NULL) STRICT;
+    CREATE TABLE figures (run TEXT NOT NULL REFERENCES runs(name), number INTEGER NOT NULL, name TEXT NOT NULL,
+        value REAL NOT NULL, sites INTEGER NOT NULL, PRIMARY KEY (run, number, name)) STRICT;
+    """,
 )
 
 

@@ -12,6 +12,7 @@ from nexus_common.journal import Journal, subject_of
 from nexus_server import flower as fs
 
 DEADLINE: Final = "the deadline passed"
+SILENT: Final = "the client fell silent"
 SMALL_TRIP_SECONDS: Final = 10.0
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from nexus_common import flower as fl
 
 from nexus_server import flower as fs
-from nexus_server.exchange import DEADLINE
+from nexus_server.exchange import DEADLINE, SILENT
 
 log = logging.getLogger(__name__)
 SILENCE_SECONDS: Final = 10.0  # without any request after which a site counts as lost
@@ -202,7 +202,7 @@ class LocalGrid(fs.Grid):
         if ins_id in self._orphans:
             return "the client restarted"
         if now - self.seen.get(message.metadata.dst_node_id, float("-inf")) > SILENCE_SECONDS:
-            return "the client fell silent"
+            return SILENT
         return DEADLINE if now > end else None
 
 

@@ -1,4 +1,4 @@
-"""The round logic: gather sites, let them train, average, commit, and say at any time what it waits for.
+"""The round logic: gather sites, let them train, open the sum, commit, and say at any time what it waits for.
 
 It knows no network and no process, only an ``Exchange``, the registry and a clock, so the same code runs a deployment
 and fifty simulated sites.  A round makes exactly one new version or none.
@@ -8,7 +8,7 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -18,21 +18,24 @@ from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
 from nexus_common.hours import minute_of
 from nexus_common.layout import Vector
-from nexus_common.versions import vector_hash
+from nexus_common.plan import Plan
+from nexus_common.versions import trained_from, vector_hash
 
-from nexus_server.aggregate import make_optimiser, mean_update
+from nexus_server.aggregate import make_optimiser
 from nexus_server.approvals import Approvals
 from nexus_server.delivery import Delivery
 from nexus_server.exchange import DEADLINE, SMALL_TRIP_SECONDS, Exchange, Failure
+from nexus_server.masked import Aggregation, ModelSpent, Sum
 from nexus_server.pauses import Pauses
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
 
 log = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS: Final = 0.5
+CLOSING_TRIES: Final = 2
+CLOSING_SECONDS: Final = 30.0
 PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
-NOT_READY: Final = "refused: not-ready"
-NORM_SLACK: Final = 1.001  # float32 rounding of a vector that was scaled to exactly clip_norm
+AT_ONCE: Final = frozenset(f"refused: {code}" for code in ("not-ready", "wrong-state", "wrong-context"))  # it restarted
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Conductor:
         self.registry, self.exchange, self.identities, self.audit = registry, exchange, identities, audit
         self.approvals = Approvals(registry, exchange, identities, audit)
         self.delivery = Delivery(registry, exchange)
+        self._closings = 0  # tries to hear what sites report of a run's last version
+        self.masked = Aggregation(registry, exchange)
         self.phase = Phase()
         self.problem: str | None = None  # the fault of the last turn
         self._ready: dict[str, bytes] = {}  # site -> hash of the plan it is ready for
@@ -81,19 +86,35 @@ class Conductor:
             self._deliver(self.registry.last_run())
             self._show("idle")
             self.pause(LOOK_AGAIN_SECONDS)
-        elif run.state == STOPPING or run.done >= run.plan.rounds:
+        elif run.state == STOPPING or self._closed(run):
             self._end(run, STOPPED if run.state == STOPPING else FINISHED)
-        elif (now := dt.datetime.now(dt.UTC)).date() > run.plan.end_date:
+        elif dt.datetime.now(dt.UTC).date() > run.plan.end_date:
             log.warning("run %s stops: its plan ended on %s", run.plan.name, run.plan.end_date)
             self._end(run, STOPPED)
-        elif not run.plan.hours.holds(minute_of(now)):
+        elif not _in_hours(run.plan):
             self._deliver_rolled_back(run)
             self._show("resting", (), run.done + 1)
             self.pause(LOOK_AGAIN_SECONDS)
+        elif self.masked.is_opening(run):
+            self._open(run)
         elif cohort := self._gather(run):
-            self._round(run, cohort)
+            self._round(run, cohort, close=run.done >= run.plan.rounds)
         else:
             self.pause(LOOK_AGAIN_SECONDS)
+
+    def _closed(self, run: Run) -> bool:
+        """Whether nothing is left to do: all rounds, and what sites report of the last version where it can be had."""
+        if run.done < run.plan.rounds:
+            return False
+        if self._closings < CLOSING_TRIES and self.masked.is_opening(run):
+            return False
+        told = not run.plan.aggregation.figures or run.round in self.registry.figures(run.plan.name)
+        if told or self._closings >= CLOSING_TRIES or not _in_hours(run.plan):
+            return True
+        if self._taken_up != run.plan.hash or time.monotonic() < self._patience_ends:
+            return False  # sites are still coming back to a new process
+        ready = [site for site in self.exchange.alive() if self._ready.get(site) == run.plan.hash]
+        return len(ready) < run.plan.quorum
 
     def _end(self, run: Run, state: str) -> None:
         self._taken_up = None
@@ -106,6 +127,7 @@ class Conductor:
         plan = run.plan
         if self._taken_up != plan.hash:
             self._taken_up, self._patience_ends = plan.hash, time.monotonic() + plan.gather_seconds
+            self._closings = 0
             self._pauses.forget_all()
         alive = self.exchange.alive() & set(plan.names)
         self._deliver_rolled_back(run)
@@ -139,67 +161,113 @@ class Conductor:
             self._pauses.begin(site)
             log.warning("%s is not ready for run %s: %s", site, run.plan.name, _readiness(answer))
 
-    def _round(self, run: Run, cohort: list[str]) -> None:
-        plan, number, started = run.plan, run.round + 1, time.monotonic()
+    def _round(self, run: Run, ready: list[str], *, close: bool = False) -> None:
+        """Keys for all who are ready, training, their masked sum; a closing round is for what they report alone."""
+        plan, number, started, before = run.plan, run.round + 1, time.monotonic(), self.exchange.bytes_up()
+        self._closings += close
         self._show("training", (), run.done + 1)
-        before = self.exchange.bytes_up()
-        vector = self.registry.vector(plan.name, run.round)
-        packed, use = wire.pack(vector), self.registry.in_use(plan.name) == run.round
-        request = wire.TrainRound(plan.hash, run.round, int(use), packed)
-        answers = self.exchange.ask(dict.fromkeys(cohort, request), plan.round_deadline_seconds)
-        updates, failures = self._usable(run, packed, answers)
+        try:
+            holding = self.masked.set_up(run, ready)
+            self._leave_out(number, self.masked.failures)
+            vector = self.registry.vector(plan.name, run.round)
+            trained, model = self._train(run, holding, vector, close=close)
+            if len(trained) < plan.quorum:
+                raise Refusal("below-threshold", f"{len(trained)} sites have trained, it takes {plan.quorum}")
+            self._show("adding", (), run.done + 1)
+            self.masked.collect(run, model, trained)
+        except ModelSpent:
+            self._go_around(run)
+        except Refusal as refusal:
+            log.warning("round %d failed: %s", number, refusal)
+            self._leave_out(number, self.masked.failures)
+            self._came_to_nothing(run, self.masked.failures or {"": str(refusal)})
+        else:
+            self._leave_out(number, self.masked.failures)
+            self._open(run, time.monotonic() - started, self.exchange.bytes_up() - before)
+
+    def _train(self, run: Run, sites: list[str], vector: Vector, *, close: bool) -> tuple[list[str], bytes]:
+        """The sites that have trained on a version, and the hash of the model that it was."""
+        plan, number = run.plan, run.round + 1
+        use = self.registry.in_use(plan.name) == run.round
+        request = wire.TrainRound(plan.hash, run.round, int(use), int(close), wire.pack(vector))
+        model = wire.model_hash(plan.adapter.layout, wire.pack(trained_from(plan, run.round, vector)))
+        answers = self.exchange.ask(dict.fromkeys(sites, request), plan.round_deadline_seconds)
+        trained = sorted(site for site, answer in answers.items() if answer == wire.Trained(model))
+        for site in trained:
+            self._pauses.forget(site)
+            if use:
+                self.delivery.note(site, plan.name, run.round)
+        wrong = {site: _readiness(answers[site]) or "it trained on another model" for site in set(answers) - {*trained}}
+        self._leave_out(number, wrong)
+        self.masked.failures |= wrong
+        return trained, model
+
+    def _leave_out(self, number: int, failures: Mapping[str, str]) -> None:
         for site, reason in failures.items():
             self._ready.pop(site, None)
-            if reason == DEADLINE or (reason.startswith("refused: ") and reason != NOT_READY):
+            if reason == DEADLINE or (reason.startswith("refused: ") and reason not in AT_ONCE):
                 self._pauses.begin(site)
             log.warning("round %d goes on without %s: %s", number, site, reason)
-        if len(updates) < plan.quorum:
-            log.warning("round %d failed: %d of at least %d sites", number, len(updates), plan.quorum)
-            self._came_to_nothing(run, failures)
+
+    def _open(self, run: Run, seconds: float | None = None, received: int | None = None) -> None:
+        """The sum becomes the next version; or the round waits, or goes on beside a model that is lost."""
+        started, before = time.monotonic(), self.exchange.bytes_up()
+        try:
+            found = self.masked.open(run)
+        except ModelSpent:
+            self._go_around(run)
             return
+        if found is None:
+            self._show("opening", self.masked.missing, run.done + 1)
+            if run.done >= run.plan.rounds and time.time() - self.phase.since > CLOSING_SECONDS:
+                self._closings = CLOSING_TRIES  # figures alone are not worth waiting for
+            self.pause(LOOK_AGAIN_SECONDS)
+            return
+        if seconds is not None and received is not None:
+            seconds += time.monotonic() - started
+            received += self.exchange.bytes_up() - before
+        if run.done >= run.plan.rounds:
+            self.registry.note_figures(run.plan.name, run.round, found.reported)
+            return
+        self._commit(run, found, seconds, received)
+
+    def _commit(self, run: Run, found: Sum, seconds: float | None, received: int | None) -> None:
+        plan, number, vector = run.plan, run.round + 1, self.registry.vector(run.plan.name, run.round)
         optimiser = make_optimiser(plan.server, plan.adapter.layout.dim)
         optimiser.restore(self.registry.optimiser_state(run))
-        after = optimiser.apply(vector, mean_update(list(updates.values())))
+        after = optimiser.apply(trained_from(plan, run.round, vector), found.mean)
         if not np.isfinite(after).all():  # every site would refuse it for ever
             log.error("round %d gave a version that is not finite; server.step is too large", number)
             self._came_to_nothing(run, {"": "the new version is not finite"})
+            self._go_around(run)
             return
-        seconds, received = time.monotonic() - started, self.exchange.bytes_up() - before
-        members, digest = sorted(updates), vector_hash(wire.pack(after))
-        self.audit.append("version", plan=plan.hash.hex(), version=number, sha256=digest, cohort=members)
-        if not self.registry.commit_round(run, after, optimiser.state(), members, seconds, received):
+        digest = vector_hash(wire.pack(after))
+        self.audit.append("version", plan=plan.hash.hex(), version=number, sha256=digest, cohort=found.cohort)
+        made = (after, optimiser.state(), found.cohort, seconds, received, found.reported)
+        if not self.registry.commit_round(run, *made):
             log.warning("round %d is void: its run was rolled back or withdrawn meanwhile", number)
             self.audit.append("version void", plan=plan.hash.hex(), version=number, sha256=digest)
             self.pause(PAUSE_AFTER_FAILURE_SECONDS)
             return
-        for site in updates:
-            self._pauses.forget(site)
-            if use:
-                self.delivery.note(site, plan.name, run.round)
-        log.info("run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(updates), seconds)
+        log.info(
+            "run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(found.cohort), seconds or 0
+        )
+
+    def _go_around(self, run: Run) -> None:
+        """No sum of this model will be opened: go on from other weights, made of public ones by a fixed rule."""
+        plan, number = run.plan, run.round
+        if run.done >= plan.rounds:  # a closing round is worth no version
+            self.registry.forget_opening(plan.name)
+            return
+        vector = self.registry.beside(run, number, number - 1)
+        log.warning("round %d: its model is spent; training goes on beside it", number + 1)
+        digest = vector_hash(wire.pack(vector))
+        self.audit.append("model spent", plan=plan.hash.hex(), version=number, beside=digest)
+        self.registry.go_around(run, vector)
 
     def _came_to_nothing(self, run: Run, reasons: dict[str, str]) -> None:
         self.registry.note_failed_round(run.plan.name, run.round + 1, reasons)
         self.pause(PAUSE_AFTER_FAILURE_SECONDS)
-
-    def _usable(
-        self, run: Run, packed: bytes, answers: dict[str, wire.Message | Failure]
-    ) -> tuple[dict[str, Vector], dict[str, str]]:
-        """Updates that are exactly what was asked for, and why the others are not."""
-        plan, layout, identities = run.plan, run.plan.adapter.layout, self.identities()
-        model = wire.model_hash(plan.hash, layout, run.round, packed)
-        updates: dict[str, Vector] = {}
-        failures: dict[str, str] = {}
-        for site, answer in answers.items():
-            try:
-                if not isinstance(answer, wire.Update):
-                    failures[site] = _readiness(answer) or "not an update"
-                    continue
-                wire.verify_update(identities[site], plan.hash, run.round, site, model, answer)
-                updates[site] = bounded(wire.unpack(answer.vector, layout), plan.local.clip_norm)
-            except Refusal as refusal:
-                failures[site] = str(refusal)
-        return updates, failures
 
     def _deliver(self, run: Run | None) -> None:
         """Give the version in use to each connected site that lacks it."""
@@ -217,6 +285,7 @@ class Conductor:
         """A site's process ended or a new session began: nothing is known of it any more."""
         self._ready.pop(site, None)
         self._pauses.forget(site)
+        self.masked.forget(site)
         self.delivery.forget(site)
         self.approvals.forget(site)
         self.wake()
@@ -229,12 +298,8 @@ class Conductor:
             self.phase = replace(old, missing=missing)
 
 
-def bounded(update: Vector, clip_norm: float) -> Vector:
-    """The update itself; Refusal ``norm-bound`` where its L2 norm exceeds the run's bound."""
-    norm = float((update.astype("f8") ** 2).sum() ** 0.5)
-    if norm > clip_norm * NORM_SLACK:
-        raise Refusal("norm-bound", f"L2 norm {norm:.3f}, the run's clip_norm is {clip_norm}")
-    return update
+def _in_hours(plan: Plan) -> bool:
+    return plan.hours.holds(minute_of(dt.datetime.now(dt.UTC)))
 
 
 def _readiness(answer: wire.Message | Failure) -> str | None:

@@ -4,19 +4,24 @@ A round is committed whole or not at all: its files are written to a temporary n
 transaction names them.  After kill -9 at any instant a run goes on from its newest committed version.
 """
 
+import itertools
 import json
 import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
+from nexus_common.tail import Reported
+from nexus_common.versions import perturbed
 from numpy.typing import NDArray
 
-from nexus_server.database import Database, insert
+from nexus_server.database import insert
 from nexus_server.records import MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPING, WITHDRAWN, Run, Version
+from nexus_server.sums import Sums, write_figures
 from nexus_server.vectors import VectorFiles
 
 _DESCENDANT: Final = """
@@ -24,8 +29,10 @@ _DESCENDANT: Final = """
     WHERE their.state = ? AND own.state <> ? AND own.cohort = '[]' LIMIT 1"""
 """A run that began at a withdrawn version of another one."""
 
+_HALVINGS: Final = 12
 
-class Runs(Database):
+
+class Runs(Sums):
     """Runs and versions."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,10 +84,11 @@ class Runs(Database):
         vector: Vector,
         optimiser: dict[str, NDArray[np.float64]],
         cohort: list[str],
-        seconds: float,
-        bytes_up: int,
+        seconds: float | None,
+        bytes_up: int | None,
+        reported: Mapping[str, Reported],
     ) -> bool:
-        """Make the next version durable together with the optimiser's state.
+        """Make the next version durable together with the optimiser's state and what is ``reported`` of the one before.
 
         False, and nothing is kept, where a rollback or withdrawal came first: the round began from what is no more.
         """
@@ -92,6 +100,7 @@ class Runs(Database):
             made = _version(run.plan.name, run.round + 1, version)
             insert(db, "versions", made | {"cohort": json.dumps(cohort), "seconds": seconds, "bytes_up": bytes_up})
             db.execute("UPDATE runs SET optimiser = ? WHERE name = ?", (state, run.plan.name))
+            write_figures(db, run.plan.name, run.round, reported)
         if run.optimiser and not self.rows("SELECT name FROM runs WHERE optimiser = ?", run.optimiser):
             self._optimisers.delete(run.optimiser)
         return True
@@ -112,6 +121,35 @@ class Runs(Database):
             insert(db, "versions", _version(run.plan.name, run.round + 1, vector) | {"state": MIDPOINT})
             db.execute("UPDATE runs SET optimiser = NULL WHERE name = ?", (run.plan.name,))
         return True
+
+    def go_around(self, run: Run, vector: Vector) -> bool:
+        """Lay a version beside the newest, whose sum was lost in opening; training goes on from it, and no other way.
+
+        False where a rollback or withdrawal came first.
+        """
+        version = self._versions.store({"vector": vector})
+        with self.transaction() as db:
+            db.execute("DELETE FROM openings WHERE run = ?", (run.plan.name,))
+            if _newest(db, run.plan.name) != run.round:
+                return False
+            insert(db, "versions", _version(run.plan.name, run.round + 1, version) | {"state": MIDPOINT})
+        return True
+
+    def beside(self, run: Run, number: int, other: int) -> Vector:
+        """A vector near version ``number``, towards version ``other``, that is none of the run's yet.
+
+        So the same model is never trained on twice.  Where there is no other version, or nothing between the two, it is
+        a perturbation that the plan seeds (specification, "Recovery").
+        """
+        versions = {version.number: version.hash for version in self.versions(run.plan.name)}
+        near, known = self.vector(run.plan.name, number), set(versions.values())
+        middle = self.vector(run.plan.name, other) if other in versions else near
+        for _ in range(_HALVINGS):
+            middle = ((near.astype(np.float64) + middle) / 2).astype(np.float32)
+            if self._versions.name({"vector": middle}) not in known:
+                return middle
+        attempts = (perturbed(run.plan, attempt, near) for attempt in itertools.count(number + 1))
+        return next(vector for vector in attempts if self._versions.name({"vector": vector}) not in known)
 
     def withdraw(self, run: str, first: int, last: int) -> int:
         """Take versions out of use for good, with all that other runs made of them; the number of the newest.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from nexus_common.address import Address, refuse_beyond_loopback
+from nexus_common.address import Address, refuse_unspecified
 from nexus_common.config import Settings, read_toml
 from pydantic import model_validator
 
@@ -45,9 +45,9 @@ def read_settings(home: Path) -> ServerSettingsFile:
 
 
 def checked(settings: ServerSettingsFile) -> ServerSettingsFile:
-    """The settings themselves; Refusal where an address lies beyond loopback."""
-    for address in (settings.address, settings.listen, settings.enrol_address, settings.enrol_listen):
-        refuse_beyond_loopback(address)
+    """The settings themselves; NexusError where sites could not dial an address."""
+    for address in (settings.address, settings.enrol_address):
+        refuse_unspecified(address)
     return settings
 
 

@@ -29,6 +29,11 @@ class VectorFiles:
         write_durably(self._path(name), data)
         return name
 
+    @staticmethod
+    def name(vectors: Mapping[str, NDArray[Any]]) -> str:
+        """What ``store`` would call them."""
+        return hashlib.sha256(save(dict(vectors))).hexdigest()
+
     def load(self, name: str) -> dict[str, NDArray[Any]]:
         """What is stored under a name; NexusError where it is missing or was changed."""
         path = self._path(name)

@@ -1,21 +1,27 @@
 """Many simulated sites in one process over a Flower Grid with the real wire codec; no network."""
 
 import collections
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from nexus_common import certs, wire
+from nexus_common import certs, tail, wire
 from nexus_common import flower as fl
 from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
 from nexus_common.journal import Journal
 from nexus_common.plan import Plan, plan_from_wire
+from nexus_common.secagg import codec
+from nexus_common.secagg.client import Client, Offer
+from nexus_common.secagg.keys import signed
+from nexus_common.versions import trained_from
 from nexus_server import flower as fs
-from nexus_server.exchange import DEADLINE, GridExchange
+from nexus_server.exchange import DEADLINE, SILENT, GridExchange
 
 from tests.plans import identity_of
+from tests.protocol.vectors import MemoryRecord
 
 Handle = Callable[[wire.Message], wire.Message]
 
@@ -71,7 +77,7 @@ class SimGrid(fs.Grid):
     def _answer(self, message: fl.Message) -> fl.Message:
         node = message.metadata.dst_node_id
         if node not in self.get_node_ids():
-            return fl.Message(fl.Error(fl.ErrorCode.NODE_UNAVAILABLE, "the client fell silent"), reply_to=message)
+            return fl.Message(fl.Error(fl.ErrorCode.NODE_UNAVAILABLE, SILENT), reply_to=message)
         if node in {self.nodes[site] for site in self.slow} and fl.parcel_of(message).kind == "train":
             return fl.Message(fl.Error(fl.ErrorCode.NODE_UNAVAILABLE, DEADLINE), reply_to=message)
         instruction = over_the_wire(message)
@@ -89,7 +95,7 @@ class SimGrid(fs.Grid):
 
 
 class SimSite:
-    """A site that 'trains' by moving a fixed way towards its own target vector."""
+    """A site that 'trains' by moving a fixed way towards its own target vector, with the real secure aggregation."""
 
     def __init__(self, name: str, plan: Plan, key: Ed25519PrivateKey | None = None) -> None:
         self.name, self.plan = name, plan
@@ -99,8 +105,17 @@ class SimSite:
             np.random.default_rng(list(name.encode())).normal(size=plan.adapter.layout.dim).astype("f4") * 0.01
         )
         self.standing = wire.APPROVED
+        self.figures = {"loss": 1.0, "score": 0.5, "questions": 100.0, "vote": 1.0}
         self.received: list[int] = []
         self.trained = 0
+        self.records: dict[bytes, MemoryRecord] = {}  # by protocol plan
+        self.opened: set[bytes] = set()
+        self.made: tuple[bytes, np.ndarray] | None = None
+        self.client: Client | None = None
+
+    def restart(self) -> None:
+        """Forget what lives in memory only."""
+        self.made = self.client = None
 
     def __call__(self, message: wire.Message) -> wire.Message:
         """Answer as ``nexus_client.rounds`` does."""
@@ -112,15 +127,49 @@ class SimSite:
         if isinstance(message, wire.Prepare):
             if plan_from_wire(message.plan) != self.plan:
                 raise Refusal("wrong-context", "a simulated site knows one plan")
+            (protocol,) = self.plan.protocol_plans
+            if self.client is None or self.client.plan != protocol:
+                record = self.records.setdefault(protocol.hash, MemoryRecord())
+                record.opened = self.opened
+                self.made, self.client = None, Client(protocol, self.name, self.key, record, os.urandom)
             return wire.Readiness(wire.READY)
         if isinstance(message, wire.Deliver):
             self.received.append(message.round)
-            return wire.Received(wire.model_hash(message.run, layout, message.round, message.vector))
+            return wire.Received(wire.model_hash(layout, message.vector))
+        if isinstance(message, wire.Ask):
+            return self.say(message)
         assert isinstance(message, wire.TrainRound)
-        self.trained += 1
-        update = self.update(wire.unpack(message.vector, layout))
-        model = wire.model_hash(message.run, layout, message.round, message.vector)
-        return wire.signed_update(self.key, message.run, message.round, self.name, model, wire.pack(update))
+        self.prepared()
+        begins = trained_from(self.plan, message.round, wire.unpack(message.vector, layout))
+        model = wire.model_hash(layout, wire.pack(begins))
+        if self.made is None or self.made[0] != model:
+            self.trained += not message.close
+            self.made = (model, np.zeros(layout.dim) if message.close else self.update(begins))
+        if message.close:
+            self.received.append(message.round)
+        return wire.Trained(model)
+
+    def prepared(self) -> Client:
+        """The client of the run in progress; a process that has just started has none."""
+        if self.client is None:
+            raise Refusal("wrong-context", "not prepared")
+        return self.client
+
+    def say(self, message: wire.Ask) -> wire.Message:
+        """The reply to a message of the protocol."""
+        client = self.prepared()
+        if message.inbox:
+            client.handle(message.inbox)
+        offer = Offer(self.made[0], self.encoded) if self.made else None
+        reply = client.handle(message.data, offer) or b""
+        return wire.Masked(reply) if wire.purpose(wire.Say(reply)) == "input" else wire.Say(reply)
+
+    def encoded(self) -> np.ndarray:
+        """The update and the figures as integers."""
+        assert self.made is not None
+        settings = self.plan.aggregation
+        values = np.concatenate([self.made[1], tail.encode(settings.figures, self.figures, settings.range)])
+        return codec.encode(self.prepared().plan, values, 1, os.urandom)
 
     def update(self, vector: np.ndarray) -> np.ndarray:
         """Half the way to the target."""
@@ -128,31 +177,27 @@ class SimSite:
 
 
 class Liar(SimSite):
-    """A site whose update is spoiled by ``spoil``."""
+    """A site whose part in a round is spoiled by ``spoil``."""
 
     def __init__(self, name: str, plan: Plan, spoil: str, key: Ed25519PrivateKey | None = None) -> None:
         super().__init__(name, plan, key)
         self.spoil = spoil
 
     def __call__(self, message: wire.Message) -> wire.Message:
-        if not isinstance(message, wire.TrainRound):
-            return super().__call__(message)
-        layout = self.plan.adapter.layout
-        model = wire.model_hash(message.run, layout, message.round, message.vector)
-        data = wire.pack(self.update(wire.unpack(message.vector, layout)))
-        if self.spoil == "not-finite":
-            data = data[:-4] + np.float32("nan").tobytes()
-        elif self.spoil == "short":
-            data = data[:-4]
-        elif self.spoil == "long":
-            data = data + b"1234"
-        elif self.spoil == "norm":
-            data = wire.pack(np.full(layout.dim, 1e6, np.float32))
-        name = "hospital-a" if self.spoil == "other-name" else self.name
-        number = message.round + 1 if self.spoil == "other-round" else message.round
-        made = wire.signed_update(self.key, message.run, number, name, model, data)
-        return {
-            "readiness": wire.Readiness(wire.READY),
-            "refused": wire.Refused("not-ready"),
-            "other-model": wire.Update(bytes(32), made.signature, data),
-        }.get(self.spoil, made)
+        made = super().__call__(message)
+        if isinstance(made, wire.Trained):
+            return {
+                "readiness": wire.Readiness(wire.READY),
+                "refused": wire.Refused("not-ready"),
+                "other-model": wire.Trained(bytes(32)),
+            }.get(self.spoil, made)
+        if not isinstance(made, wire.Masked):
+            return made
+        data = made.vector
+        body = {
+            "short": data[:-67],
+            "long": data[:-64] + b"123",
+            "other-name": data[:49] + bytes([0]) + data[50:-64],
+            "other-slot": data[:20] + bytes([data[20] ^ 1]) + data[21:-64],
+        }.get(self.spoil, data[:-64])
+        return wire.Masked(body + bytes(64) if self.spoil == "unsigned" else signed(self.key, body))

@@ -79,7 +79,7 @@ def test_a_wanted_plan_begins_with_the_last_sites_approval(consortium: Consortiu
     assert consortium.state("first") is None
     assert consortium.conductor.approvals.lacking(first) == ("bank-b",)
     consortium.says(wire.APPROVED, "bank-b")
-    consortium.turns(4)
+    consortium.turns(5)
     assert consortium.state("first") == (FINISHED, 2)
 
 
@@ -137,7 +137,7 @@ def test_a_word_that_changed_while_others_were_asked_is_asked_for_again(consorti
 
 def test_a_plan_that_cannot_begin_is_said_and_stops_nobody_else(consortium: Consortium, first: Plan) -> None:
     consortium.registry.propose(first, wanted=True)
-    consortium.turns(4)
+    consortium.turns(5)
     for number, origin in enumerate(({"version": 99}, {"version": 1, "vector": "0" * 64}, {"version": 1})):
         follows = plan_of(f"next-{number}", origin={"plan": first.hash.hex()} | origin)
         if number == 2:
@@ -158,7 +158,7 @@ def test_all_that_other_runs_made_of_withdrawn_versions_goes_too_and_training_en
     consortium: Consortium, first: Plan
 ) -> None:
     consortium.registry.propose(first, wanted=True)
-    consortium.turns(4)
+    consortium.turns(5)
     for name, before in (("second", first), ("third", plan_of("second", rounds=9, origin={"plan": first.hash.hex()}))):
         follows = plan_of(name, rounds=9, origin={"plan": before.hash.hex()})
         consortium.registry.propose(follows, wanted=True)

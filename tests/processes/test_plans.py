@@ -161,13 +161,13 @@ def test_consent_withdrawn_in_mid_round_fails_that_round_and_nothing_leaves(fede
     plan = federation.plan("mid-round", SITES, rounds=5, **SLOW)
     federation.train(plan)
     until("a round is being trained", lambda: federation.server_status()["phase"] == "training")
-    sent = len([e for e in entries(federation, "bank-a", "sent") if e["purpose"] == "update"])
+    sent = len([e for e in entries(federation, "bank-a", "sent") if e["purpose"] == "masked"])
     done = federation.call("nexus-client", "plan", "withdraw", "--site", "bank-a", "--by", "DPO")
     assert done.returncode == 0, done.stderr
     until("the run waits for it", lambda: federation.server_status()["phase"] == "waiting")
     assert federation.server_status()["missing"] == ["bank-a"]
     until("the server knows", lambda: standings(federation, "mid-round")["bank-a"] == ("withdrawn", ""))
-    assert len([e for e in entries(federation, "bank-a", "sent") if e["purpose"] == "update"]) <= sent + 1
+    assert len([e for e in entries(federation, "bank-a", "sent") if e["purpose"] == "masked"]) <= sent + 1
     assert [e["plan"] for e in entries(federation, "bank-a", "plan withdrawn")][-1] == plan.hash.hex()
 
 
@@ -285,7 +285,7 @@ def test_both_audit_logs_are_whole_and_name_what_left(federation: Federation) ->
     for site in FOUR:
         checked = federation.call("nexus-client", "audit", "--site", site, "--verify", "--from", heads[site])
         assert checked.returncode == 0, checked.stderr
-        updates = [e for e in entries(federation, site, "sent") if e["purpose"] == "update"]
+        updates = [e for e in entries(federation, site, "sent") if e["purpose"] == "masked"]
         assert {(e["recipient"], e["round"] >= 0, len(e["sha256"])) for e in updates} == {
             (f"127.0.0.1:{federation.port}", True, 64)
         }

@@ -8,6 +8,7 @@ from nexus_common import audit, wire
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan
 from nexus_common.rpc import Nothing
+from nexus_common.secagg.messages import input_size
 from nexus_server import admin_api as api
 from nexus_server.admin import Administration
 from nexus_server.planning import plan_toml
@@ -105,7 +106,7 @@ def test_the_status_counts_rounds_cohort_bytes_and_the_version_in_use(server: Co
     found = server.ask("status")
     assert (found.round, found.rounds, found.in_use, found.failed_rounds) == (2, 4, 2, 0)
     assert (found.cohort, found.connected, len(found.round_seconds)) == (NAMES, NAMES, 2)
-    assert found.bytes_up_per_site_round == 4 * FIRST.adapter.layout.dim
+    assert found.bytes_up_per_site_round == input_size(FIRST.protocol_plans[0])
     server.ask("rollback", run=None, version=1)
     found = server.ask("status")
     assert (found.round, found.in_use) == (2, 1)

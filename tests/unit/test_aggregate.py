@@ -2,18 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from nexus_common.errors import NexusError
 from nexus_common.plan import ServerSettings
-from nexus_server.aggregate import OPTIMISERS, FedAvg, make_optimiser, mean_update
+from nexus_server.aggregate import OPTIMISERS, FedAvg, make_optimiser
 from safetensors.numpy import load, save
 
 DIM, ROUNDS = 5, 4
 NAMES = sorted(OPTIMISERS)
 SETTINGS = {"step": 0.3, "momentum": 0.8, "second_moment": 0.95, "epsilon": 1e-3}
-FLOATS = st.floats(-10, 10, width=32)
 
 
 def optimiser(name: str) -> FedAvg:
@@ -57,27 +53,6 @@ def test_an_optimiser_computes_its_formula(name: str) -> None:
     found = weights_after(optimiser(name), np.arange(DIM, dtype=np.float32), means())
     np.testing.assert_allclose(found, expected(name), rtol=1e-6)
     assert found.dtype == np.float32
-
-
-def test_plain_averaging_with_step_1_is_the_mean_of_the_sites_versions() -> None:
-    weights, updates = np.float32([1, 2]), [np.float32([2, 0]), np.float32([4, -2])]
-    made = make_optimiser(ServerSettings(step=1.0), 2)
-    np.testing.assert_array_equal(made.apply(weights, mean_update(updates)), [4, 1])
-
-
-@given(st.lists(arrays(np.float32, DIM, elements=FLOATS), min_size=1, max_size=9))
-def test_the_mean_does_not_depend_on_the_order_of_the_sites(updates: list[np.ndarray]) -> None:
-    np.testing.assert_allclose(mean_update(updates), mean_update(updates[::-1]), rtol=0, atol=1e-12)
-
-
-def test_the_mean_is_taken_in_float64() -> None:
-    updates = [np.float32([1e8]), np.float32([1]), np.float32([-1e8]), np.float32([1])]
-    assert mean_update(updates)[0] == 0.5
-
-
-def test_no_update_is_no_mean() -> None:
-    with pytest.raises(NexusError, match="no update to average"):
-        mean_update([])
 
 
 @pytest.mark.parametrize("name", NAMES)

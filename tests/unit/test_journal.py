@@ -7,6 +7,9 @@ from nexus_common import audit, journal, wire
 from nexus_common.audit import AuditLog
 from nexus_common.errors import NexusError
 from nexus_common.journal import Journal
+from nexus_common.secagg.labels import label
+
+OF_A_ROUND = (label("set-sig"), label("shares"))
 
 
 @pytest.fixture
@@ -19,11 +22,10 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 
 def test_a_message_is_logged_with_its_purpose_size_hash_and_subject(path: Path) -> None:
-    update = wire.Update(bytes(32), bytes(64), bytes(400))
-    Journal(AuditLog(path)).message(update, plan="ab", round=3, recipient="server:1")
+    Journal(AuditLog(path)).message(wire.Masked(bytes(400)), plan="ab", round=3, recipient="server:1")
     (line,) = lines(path)
     assert [line[key] for key in ("event", "purpose", "bytes", "plan", "round", "recipient")] == [
-        "sent", "update", 496, "ab", 3, "server:1",
+        "sent", "masked", 400, "ab", 3, "server:1",
     ]  # fmt: skip
     assert len(str(line["sha256"])) == 64
 
@@ -71,7 +73,7 @@ def test_what_cannot_be_logged_raises_and_is_not_taken_for_logged(path: Path) ->
     assert lines(path)[-1]["bytes"] == 7
 
 
-def test_ever_new_answers_become_slow_and_updates_do_not(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ever_new_answers_become_slow_and_those_of_a_round_do_not(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(journal.time, "sleep", slept.append)
     made = Journal(AuditLog(path), paced=True)
@@ -81,5 +83,8 @@ def test_ever_new_answers_become_slow_and_updates_do_not(path: Path, monkeypatch
     made.message(wire.Refused("paused"), round=-1)
     assert slept
     assert 0 < slept[0] <= journal.PACE_SECONDS
-    made.message(wire.Update(bytes(32), bytes(64), b""))
+    for number, message in enumerate((wire.Masked(b""), wire.Trained(bytes(32)), *map(wire.Say, OF_A_ROUND))):
+        made.message(message, round=number)
     assert len(slept) == 1
+    made.message(wire.Say(label("advert")))
+    assert len(slept) == 2, "a server may begin any number of epochs"

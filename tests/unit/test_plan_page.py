@@ -152,14 +152,14 @@ def test_every_setting_of_a_plan_is_on_its_page() -> None:
     assert "salience (2 dendrites), projection (3 dendrites)" in shown
 
 
-def test_what_leaves_is_counted_and_the_state_of_this_release_is_said_plainly() -> None:
+def test_what_leaves_is_counted_and_said_plainly() -> None:
     shown = said(make_plan(THREE))
-    assert "148,224 numbers, 0.59 MB as plain float32 (4 bytes each)" in shown
-    assert "it will be masked, 3 bytes each (0.44 MB)" in shown
-    assert "At most 40 updates of a site under this plan" in shown
-    assert "Never leaves: text, embeddings, counts, scores." in shown
-    assert "secure aggregation is not in yet, so the server can read each site's update" in shown
-    assert "both programs refuse every address beyond this machine's loopback" in shown
+    assert "one update, masked and signed by the site: 148,224 numbers of 3 bytes (0.44 MB)" in shown
+    assert "the server can read only the sum over at least 3 sites" in shown
+    assert "the number of questions behind both, a vote for or against the base model" in shown
+    assert "At most 40 masked updates of a site under this plan" in shown
+    assert "Never leaves: text, embeddings, and any update, count or score that can be read by itself." in shown
+    assert "nothing else" in said(make_plan(THREE, aggregation={"figures": ()}))
     assert "99.7 to 100 % of cases" in shown
     assert "it is still 99.7 %" in shown
 
@@ -167,15 +167,16 @@ def test_what_leaves_is_counted_and_the_state_of_this_release_is_said_plainly() 
 @pytest.mark.parametrize(
     ("names", "server", "others"),
     [
-        (THREE, "the sum of at least 3 sites, unless a site helped it", "here 2, can"),
-        (FIVE, "the sum of at least 4 sites, unless more than 1 site helped it", "here 3 or more, can"),
+        (THREE, "the sum of at least 3 sites and nothing of a single one, unless a site helped it", "here 2, can"),
+        (
+            FIVE,
+            "the sum of at least 4 sites and nothing of a single one, unless more than 1 site helped it",
+            "here 3 or more, can",
+        ),
     ],
 )
 def test_who_could_learn_what_follows_from_the_number_of_sites(names: list[str], server: str, others: str) -> None:
-    assert (
-        row(make_plan(names), "the server and its operator")[1]
-        == f"now: every update. With secure aggregation: {server}"
-    )
+    assert row(make_plan(names), "the server and its operator")[1] == server
     assert f"All others of a round together, {others} always compute the last one's update" in said(make_plan(names))
 
 

@@ -31,7 +31,7 @@ def registry(tmp_path: Path) -> Registry:
     made.create_run(FIRST, FIRST.adapter.layout.first_vector(bytes(8)))
     run = made.run("first")
     assert run is not None
-    made.commit_round(run, made.vector("first", 0) + np.float32(1), {}, list(FIRST.names), 1.0, 1)
+    made.commit_round(run, made.vector("first", 0) + np.float32(1), {}, list(FIRST.names), 1.0, 1, {})
     return made
 
 

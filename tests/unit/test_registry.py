@@ -38,7 +38,7 @@ def run(registry: Registry) -> Run:
 
 def commit(registry: Registry, number: int) -> None:
     state = {"velocity": np.full(4, number / 10)}
-    registry.commit_round(run(registry), VECTORS[number], state, ["a", "b", "c"], 1.5, 99)
+    registry.commit_round(run(registry), VECTORS[number], state, ["a", "b", "c"], 1.5, 99, {})
 
 
 def velocity(registry: Registry) -> float | None:
@@ -87,6 +87,9 @@ def test_a_crash_between_files_and_commit_leaves_the_last_round_whole(registry: 
                 raise Crash
             return self.real.execute(statement, *values)
 
+        def executemany(self, *given: object) -> object:
+            return self.real.executemany(*given)
+
     database = registry._db
     registry._db = Dying(database)  # type: ignore[assignment]
     with pytest.raises(Crash):
@@ -103,7 +106,7 @@ def test_a_crash_between_files_and_commit_leaves_the_last_round_whole(registry: 
 def test_a_round_cannot_be_committed_twice(registry: Registry) -> None:
     stale = run(registry)
     commit(registry, 1)
-    assert not registry.commit_round(stale, VECTORS[2], {}, ["a"], 1.0, 0)
+    assert not registry.commit_round(stale, VECTORS[2], {}, ["a"], 1.0, 0, {})
     assert velocity(registry) == 0.1
     np.testing.assert_array_equal(registry.vector("demo", 1), VECTORS[1])
 
@@ -119,7 +122,7 @@ def test_a_state_that_another_run_has_too_is_kept(registry: Registry) -> None:
     registry.create_run(PLAN.model_copy(update={"name": "other"}), VECTORS[0])
     commit(registry, 1)
     other = registry.run("other")
-    registry.commit_round(other, VECTORS[1], {"velocity": np.full(4, 0.1)}, ["a"], 1.0, 0)
+    registry.commit_round(other, VECTORS[1], {"velocity": np.full(4, 0.1)}, ["a"], 1.0, 0, {})
     commit(registry, 2)
     other = registry.run("other")
     assert registry.optimiser_state(other)["velocity"][0] == 0.1
@@ -163,7 +166,7 @@ def test_a_rollback_takes_later_versions_out_of_use_and_trains_on_from_between(r
     assert [v.state for v in again.versions("demo")] == [MADE, MADE, ROLLED_BACK, ROLLED_BACK, MIDPOINT]
     assert (again.in_use("demo"), run(again).round, run(again).done, velocity(again)) == (1, 4, 3, None)
     np.testing.assert_array_equal(again.vector("demo", 4), np.full(4, 1.5))
-    assert again.commit_round(run(again), VECTORS[0], {}, ["a", "b", "c"], 1.0, 0)
+    assert again.commit_round(run(again), VECTORS[0], {}, ["a", "b", "c"], 1.0, 0, {})
     assert (again.in_use("demo"), run(again).done) == (5, 4)
 
 
@@ -172,10 +175,10 @@ def test_a_round_that_began_before_a_rollback_or_withdrawal_is_void(registry: Re
         commit(registry, number)
     stale = run(registry)
     registry.roll_back(stale, 1, VECTORS[1])
-    assert not registry.commit_round(stale, VECTORS[3], {}, ["a"], 1.0, 0)
+    assert not registry.commit_round(stale, VECTORS[3], {}, ["a"], 1.0, 0, {})
     current = run(registry)
     registry.withdraw("demo", 1, current.round)
-    assert not registry.commit_round(current, VECTORS[3], {}, ["a"], 1.0, 0)
+    assert not registry.commit_round(current, VECTORS[3], {}, ["a"], 1.0, 0, {})
     assert [v.state for v in registry.versions("demo")] == [MADE, *[WITHDRAWN] * 3]
     assert registry.in_use("demo") == 0
 

@@ -1,24 +1,33 @@
 """A site's answers to the server: its policy is asked at each message, and what it stores or sends is logged first."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from nexus_client import rounds as module
 from nexus_client.consent import Consent
 from nexus_client.policy import change_policy, write_policy
+from nexus_client.record import ProtocolRecord
 from nexus_client.rounds import SiteRounds
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.workspace import Workspace
-from nexus_common import audit, certs, wire
+from nexus_common import audit, certs, tail, wire
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan
-from nexus_common.versions import StoredAdapter, vector_hash
+from nexus_common.secagg import codec
+from nexus_common.secagg.client import Client, Offer
+from nexus_common.secagg.masks import unpack_signed
+from nexus_common.secagg.plan import ProtocolPlan
+from nexus_common.secagg.server import Server
+from nexus_common.versions import StoredAdapter, trained_from, vector_hash
 
 from tests.plans import identity_of, make_plan
+from tests.protocol.vectors import MemoryRecord
 
 QUICK = {"adapter": {"salience": False}, "local": {"steps": 1, "batch_rows": 2}}
 PLAN = make_plan("abc", **QUICK)
@@ -54,8 +63,10 @@ def consent(workspace: Workspace) -> Consent:
 
 
 @pytest.fixture
-def site(workspace: Workspace, consent: Consent) -> SiteRounds:
-    return SiteRounds(workspace, identity_of("a"), consent)
+def site(workspace: Workspace, consent: Consent, tmp_path: Path) -> Iterator[SiteRounds]:
+    record = ProtocolRecord(tmp_path / "protocol.sqlite")
+    yield SiteRounds(workspace, identity_of("a"), consent, record)
+    record.close()
 
 
 def allow(consent: Consent, *plans: Plan) -> None:
@@ -83,7 +94,12 @@ def refused(site: SiteRounds, message: wire.Message) -> str:
 
 
 def train(number: int = 0, vector: bytes = FIRST, plan: Plan = PLAN, use: int = 1) -> wire.TrainRound:
-    return wire.TrainRound(plan.hash, number, use, vector)
+    return wire.TrainRound(plan.hash, number, use, 0, vector)
+
+
+def model_of(plan: Plan = PLAN, number: int = 0, vector: bytes = FIRST) -> bytes:
+    layout = plan.adapter.layout
+    return wire.model_hash(layout, wire.pack(trained_from(plan, number, wire.unpack(vector, layout))))
 
 
 def stored(site: SiteRounds) -> tuple[str, int] | None:
@@ -107,18 +123,79 @@ def test_nothing_is_prepared_for_a_plan_that_nobody_approved(site: SiteRounds) -
     assert site.progress.phase == "idle"
 
 
-def test_a_round_is_answered_with_an_update_that_this_site_signed(site: SiteRounds) -> None:
-    made = prepared(site).handle(train())
-    assert isinstance(made, wire.Update)
-    model = wire.model_hash(PLAN.hash, PLAN.adapter.layout, 0, FIRST)
-    wire.verify_update(certs.raw_identity(identity_of("a")), PLAN.hash, 0, "a", model, made)
-    assert np.linalg.norm(wire.unpack(made.vector, PLAN.adapter.layout)) > 0
+def test_a_round_is_answered_with_the_models_hash_and_the_update_stays_here(site: SiteRounds) -> None:
+    assert prepared(site).handle(train()) == wire.Trained(model_of())
+    made = site.masking.made
+    assert made is not None
+    assert np.linalg.norm(made.update) > 0
+
+
+def test_a_closing_round_trains_nothing(site: SiteRounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(site)
+    monkeypatch.setattr(module, "local_update", None)
+    assert site.handle(wire.TrainRound(PLAN.hash, 1, 1, 1, LATER)) == wire.Trained(model_of(number=1, vector=LATER))
+    made = site.masking.made
+    assert made is not None
+    assert not made.update.any()
 
 
 def test_a_repeated_round_is_answered_without_training_again(site: SiteRounds, monkeypatch: pytest.MonkeyPatch) -> None:
     made = prepared(site).handle(train())
     monkeypatch.setattr(module, "local_update", None)
-    assert site.handle(train()) is made
+    assert site.handle(train()) == made
+
+
+def test_what_leaves_of_an_update_is_masked_under_the_approved_plan(site: SiteRounds) -> None:
+    prepared(site).handle(train())
+    (protocol,) = PLAN.protocol_plans
+    server = Server(protocol, 1)
+    others = {n: Client(protocol, n, identity_of(n), MemoryRecord(), os.urandom) for n in "bc"}
+
+    def told(data: bytes, inbox: bytes = b"") -> bytes:
+        answer = site.handle(wire.Ask(PLAN.hash, 0, inbox, data))
+        assert isinstance(answer, wire.Say | wire.Masked)
+        return answer.data if isinstance(answer, wire.Say) else answer.vector
+
+    for message in (server.start, server.adverts):
+        data = message()
+        server.receive(told(data))
+        for other in others.values():
+            server.receive(other.handle(data) or b"")
+    sent = told(server.round(0, model_of()), server.inbox(0))
+    server.receive(sent)
+    made, figures = site.masking.made, PLAN.aggregation.figures
+    assert made is not None
+    scaled = np.round(made.update.astype(np.float64) * protocol.q / protocol.range).astype(np.int64)
+    seen = unpack_signed(sent[50:-64], protocol.mod_bits)[: len(scaled)]
+    assert abs(float(np.corrcoef(scaled, seen)[0, 1])) < 0.02, "nothing of it shows"
+    for name, other in others.items():
+        other.handle(server.inbox("abc".index(name)))
+        server.receive(other.handle(server.round(0, model_of()), Offer(model_of(), lambda: nothing(protocol))) or b"")
+    for message in (server.commit, lambda: server.open().message):
+        data = message()
+        server.receive(told(data))
+        for other in others.values():
+            server.receive(other.handle(data) or b"")
+    mean, weight = codec.decode(protocol, server.total(), 3)
+    assert weight == 3
+    step = protocol.range / protocol.q
+    clamped = np.clip(made.update, -protocol.range, protocol.range)
+    np.testing.assert_allclose(3 * mean[: len(scaled)], clamped, atol=2 * step)
+    assert tail.decode(figures, mean[len(scaled) :], protocol.range, 3).keys() == {"vote"}, "no hold-out here"
+
+
+def nothing(protocol: ProtocolPlan) -> np.ndarray:
+    return np.append(np.zeros(protocol.dim, np.int64), 1)
+
+
+def test_nothing_is_said_in_the_protocol_without_consent(site: SiteRounds) -> None:
+    prepared(site)
+    (protocol,) = PLAN.protocol_plans
+    setup = wire.Ask(PLAN.hash, 0, b"", Server(protocol, 1).start())
+    assert isinstance(site.handle(setup), wire.Say)
+    assert refused(site, wire.Ask(bytes(32), 0, b"", setup.data)) == "wrong-context"
+    withdraw(site.consent)
+    assert refused(site, setup) == "plan-withdrawn", "not even what was said before"
 
 
 def test_a_withdrawn_plan_is_not_trained_and_not_even_a_made_update_is_sent_again(site: SiteRounds) -> None:
@@ -147,7 +224,7 @@ def test_a_run_begins_only_at_the_version_that_its_plan_fixes(site: SiteRounds) 
     assert refused(prepared(site), train(vector=LATER)) == "wrong-context"
     following = make_plan("abc", origin={"plan": "ab" * 32, "version": 3, "vector": vector_hash(LATER)}, **QUICK)
     assert refused(prepared(site, following), train(plan=following)) == "wrong-context"
-    assert isinstance(site.handle(train(vector=LATER, plan=following)), wire.Update)
+    assert isinstance(site.handle(train(vector=LATER, plan=following)), wire.Trained)
 
 
 def test_a_message_for_another_run_is_not_worked_on(site: SiteRounds) -> None:
@@ -175,7 +252,7 @@ def test_a_version_that_cannot_be_logged_is_not_kept(site: SiteRounds) -> None:
 
 def test_a_delivered_version_is_kept_and_answered_with_its_hash(site: SiteRounds) -> None:
     answer = prepared(site).handle(wire.Deliver(PLAN.hash, 4, LATER))
-    assert answer == wire.Received(wire.model_hash(PLAN.hash, PLAN.adapter.layout, 4, LATER))
+    assert answer == wire.Received(wire.model_hash(PLAN.adapter.layout, LATER))
     assert stored(site) == ("sim", 4)
 
 

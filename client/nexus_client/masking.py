@@ -1,0 +1,71 @@
+"""A site's update on its way out: kept until a slot opens for it, encoded, masked, and never sent in any other form."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nexus_common import certs, tail, wire
+from nexus_common.errors import Refusal
+from nexus_common.layout import Vector
+from nexus_common.plan import Plan
+from nexus_common.secagg import codec
+from nexus_common.secagg.client import Client, Offer
+from nexus_common.secagg.plan import load
+
+from nexus_client.record import ProtocolRecord
+
+
+@dataclass(frozen=True)
+class Made:
+    """What training on a model came to: the change, clipped, and the figures of the model itself."""
+
+    model: bytes
+    update: Vector
+    figures: dict[str, float]
+
+
+class Masking:
+    """A site's part in secure aggregation under the plan of the run in progress.
+
+    A new process, or a new run, knows no keys: it sits out until the server deals an epoch.
+    """
+
+    def __init__(self, site: str, identity: Ed25519PrivateKey, record: ProtocolRecord) -> None:
+        self.site, self.record = site, record
+        self._identity = identity
+        self._plan: Plan | None = None
+        self._client: Client | None = None
+        self.made: Made | None = None
+
+    def take_up(self, plan: Plan) -> None:
+        """Get ready for a plan that the site's people have approved; the keys of the plan before are gone."""
+        if self._plan is not None and plan.hash == self._plan.hash:
+            return
+        (derived,) = plan.protocol_plans
+        protocol = load(derived.encoded, {derived.hash}, self.site, certs.raw_identity(self._identity))
+        record = self.record.under(plan, protocol)
+        self._plan, self._client = plan, Client(protocol, self.site, self._identity, record, os.urandom)
+        self.made = None
+
+    def answer(self, message: wire.Ask, min_cohort: int) -> wire.Message:
+        """The reply to a message of the protocol, whose sets count only from ``min_cohort`` sites on; or a Refusal."""
+        client, plan = self._client, self._plan
+        if client is None or plan is None or plan.hash != message.run:
+            raise Refusal("wrong-context", "a message for a run that this site was not prepared for")
+        client.min_cohort = min_cohort
+        if message.inbox:
+            client.handle(message.inbox)
+        made = self.made
+        offer = Offer(made.model, lambda: _encoded(plan, client, made)) if made else None
+        reply = client.handle(message.data, offer)
+        if reply is None:
+            raise Refusal("malformed", "an inbox alone, which has no reply")
+        return wire.Masked(reply) if wire.purpose(wire.Say(reply)) == "input" else wire.Say(reply)
+
+
+def _encoded(plan: Plan, client: Client, made: Made) -> codec.Integers:
+    """The update and, behind it, the figures, in fixed point with fresh coins."""
+    behind = tail.encode(plan.aggregation.figures, made.figures, plan.aggregation.range)
+    values = np.concatenate([made.update.astype(np.float64), behind])
+    return codec.encode(client.plan, values, 1, os.urandom)

@@ -1,0 +1,90 @@
+"""What a site must never forget of secure aggregation: epochs, inputs sent, models opened (specification, "Restart").
+
+One SQLite file, synced at every change before the reply that it belongs to leaves, and held by one process alone.  It
+is not part of any backup: an old record would let a server open a model twice.
+"""
+
+import sqlite3
+import time
+from pathlib import Path
+
+from nexus_common.errors import NexusError
+from nexus_common.plan import Plan
+from nexus_common.secagg.plan import ProtocolPlan
+
+_SCHEMA = """
+    PRAGMA locking_mode = EXCLUSIVE;
+    PRAGMA synchronous = FULL;
+    CREATE TABLE IF NOT EXISTS epochs (protocol_plan BLOB PRIMARY KEY, last INTEGER NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS inputs (plan BLOB PRIMARY KEY, sent INTEGER NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS opened (model BLOB PRIMARY KEY, at REAL NOT NULL) STRICT;
+    BEGIN EXCLUSIVE; COMMIT;
+"""
+
+
+class ProtocolRecord:
+    """The record of one site, over all its plans."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=1)
+            path.chmod(0o600)
+            self._db.executescript(_SCHEMA)  # its last line takes the lock, which is kept
+        except sqlite3.Error as problem:
+            raise NexusError(f"{path} cannot be opened ({problem}); without it no update leaves this site") from None
+
+    def under(self, plan: Plan, protocol: ProtocolPlan) -> "PlanRecord":
+        """The part that counts for one protocol plan; inputs are counted over all that derive from ``plan``."""
+        return PlanRecord(self, plan.hash, protocol.hash)
+
+    def number(self, query: str, key: bytes) -> int:
+        """The one number that a query finds, 0 where it finds none."""
+        try:
+            found = self._db.execute(query, (key,)).fetchone()
+        except sqlite3.Error as problem:
+            raise NexusError(f"{self.path} cannot be read ({problem}); without it no update leaves this site") from None
+        return int(found[0]) if found else 0
+
+    def write(self, change: str, *values: object) -> None:
+        """One change, on disk when this returns; NexusError where it cannot be written."""
+        try:
+            self._db.execute(change, values)
+        except sqlite3.Error as problem:
+            raise NexusError(f"{self.path} cannot be written ({problem}); is the disk full?") from None
+
+    def close(self) -> None:
+        """Let another process have it."""
+        self._db.close()
+
+
+class PlanRecord:
+    """``secagg.client.Record`` of one protocol plan."""
+
+    def __init__(self, record: ProtocolRecord, plan: bytes, protocol: bytes) -> None:
+        self._record, self._plan, self._protocol = record, plan, protocol
+
+    def last_epoch(self) -> int:
+        """The last epoch set up."""
+        return self._record.number("SELECT last FROM epochs WHERE protocol_plan = ?", self._protocol)
+
+    def begin_epoch(self, number: int) -> None:
+        """An epoch is being set up."""
+        self._record.write("INSERT OR REPLACE INTO epochs VALUES (?, ?)", self._protocol, number)
+
+    def inputs_sent(self) -> int:
+        """Masked inputs under any layout of the consortium plan."""
+        return self._record.number("SELECT sent FROM inputs WHERE plan = ?", self._plan)
+
+    def count_input(self) -> None:
+        """One more."""
+        change = "INSERT INTO inputs VALUES (?, 1) ON CONFLICT (plan) DO UPDATE SET sent = sent + 1"
+        self._record.write(change, self._plan)
+
+    def was_opened(self, model_hash: bytes) -> bool:
+        """Under any plan."""
+        return self._record.number("SELECT count(*) FROM opened WHERE model = ?", model_hash) > 0
+
+    def note_opened(self, model_hash: bytes) -> None:
+        """A sum for this model is about to be opened."""
+        self._record.write("INSERT OR IGNORE INTO opened VALUES (?, ?)", model_hash, time.time())

@@ -1,0 +1,61 @@
+"""What the database keeps of secure aggregation: epochs, the sum that is being opened, what cohorts report."""
+
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Final
+
+from nexus_common.secagg.server import Opening
+from nexus_common.tail import Reported
+
+from nexus_server.database import Database, insert
+
+_FIELDS: Final = ("adverts", "slot", "model_hash", "message", "masked")
+
+
+class Sums(Database):
+    """Epochs, openings and figures."""
+
+    def next_epoch(self, protocol_plan: bytes) -> int:
+        """A number above all before it, on disk before it is used: a restored server does not fall behind its sites."""
+        with self.transaction() as db:
+            found = db.execute("SELECT last FROM epochs WHERE protocol_plan = ?", (protocol_plan,)).fetchone()
+            number = max((found[0] if found else 0) + 1, int(time.time()))
+            db.execute("INSERT OR REPLACE INTO epochs VALUES (?, ?)", (protocol_plan, number))
+        return number
+
+    def keep_opening(self, run: str, number: int, opening: Opening) -> None:
+        """Before ``open`` leaves: all that opening the sum of version ``number`` takes."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM openings WHERE run = ?", (run,))
+            insert(db, "openings", {"run": run, "number": number, **asdict(opening)})
+
+    def opening(self, run: str, number: int) -> Opening | None:
+        """The sum that waits to become the version after ``number`` of a run."""
+        rows = self.rows("SELECT * FROM openings WHERE run = ? AND number = ?", run, number)
+        return Opening(**{name: rows[0][name] for name in _FIELDS}) if rows else None
+
+    def forget_opening(self, run: str) -> None:
+        """The sum was opened, or never will be."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM openings WHERE run = ?", (run,))
+
+    def figures(self, run: str) -> dict[int, dict[str, Reported]]:
+        """What cohorts reported of a run's versions."""
+        found: dict[int, dict[str, Reported]] = {}
+        for row in self.rows("SELECT number, name, value, sites FROM figures WHERE run = ?", run):
+            found.setdefault(row["number"], {})[row["name"]] = Reported(row["value"], row["sites"])
+        return found
+
+    def note_figures(self, run: str, number: int, reported: Mapping[str, Reported]) -> None:
+        """What a cohort reports of the version it received; the sum behind it is done with."""
+        with self.transaction() as db:
+            write_figures(db, run, number, reported)
+
+
+def write_figures(db: sqlite3.Connection, run: str, number: int, reported: Mapping[str, Reported]) -> None:
+    """Within a transaction: the figures of a version, and the end of its opening."""
+    rows = [(run, number, name, one.value, one.sites) for name, one in reported.items()]
+    db.executemany("INSERT OR REPLACE INTO figures VALUES (?, ?, ?, ?, ?)", rows)
+    db.execute("DELETE FROM openings WHERE run = ?", (run,))
