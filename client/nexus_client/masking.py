@@ -11,6 +11,7 @@ from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.secagg import codec
 from nexus_common.secagg.client import Client, Offer
+from nexus_common.secagg.labels import label_of
 from nexus_common.secagg.plan import load
 
 from nexus_client.record import ProtocolRecord
@@ -61,7 +62,7 @@ class Masking:
         reply = client.handle(message.data, offer)
         if reply is None:
             raise Refusal("malformed", "an inbox alone, which has no reply")
-        return wire.Masked(reply) if wire.purpose(wire.Say(reply)) == "input" else wire.Say(reply)
+        return wire.Masked(reply) if label_of(reply) == "input" else wire.Say(reply)
 
 
 def _encoded(plan: Plan, client: Client, made: Made) -> codec.Integers:

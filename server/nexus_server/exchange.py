@@ -23,6 +23,13 @@ class Failure:
     reason: str
 
 
+def problem_of(answer: wire.Message | Failure) -> str | None:
+    """Why a site has no part in something: its refusal's code or what failed; None where it has answered."""
+    if isinstance(answer, wire.Refused):
+        return f"refused: {answer.code}"
+    return answer.reason if isinstance(answer, Failure) else None
+
+
 class Exchange(Protocol):
     """Ask sites and hear from each exactly once."""
 

@@ -6,7 +6,7 @@ A sum that is being opened is on disk before anybody is asked to open it, and is
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +19,7 @@ from nexus_common.secagg.plan import ProtocolPlan
 from nexus_common.secagg.server import Server
 from numpy.typing import NDArray
 
-from nexus_server.exchange import DEADLINE, SILENT, SMALL_TRIP_SECONDS, Exchange, Failure
+from nexus_server.exchange import DEADLINE, SILENT, SMALL_TRIP_SECONDS, Exchange, Failure, problem_of
 from nexus_server.records import Run
 from nexus_server.registry import Registry
 
@@ -84,14 +84,12 @@ class Aggregation:
         self._server = server = Server(protocol, self.registry.next_epoch(protocol.hash))
         self._slot, self._holding, self._inboxes = -1, set(), {}
         self._trip(run, server, dict.fromkeys(sites, server.start()))
-        present = [name for name in map(_namer(protocol), server.heard)]
+        present = _named(server, server.heard)
         self._trip(run, server, dict.fromkeys(present, server.adverts()))
-        answered = {name for name in map(_namer(protocol), server.heard)}
+        answered = set(_named(server, server.heard))
         if len(answered) == len(present):
             self._holding = answered
-            self._inboxes = {
-                site: server.inbox(number) for site, number in _numbers(protocol).items() if site in answered
-            }
+            self._inboxes = dict(zip(present, map(server.inbox, server.present), strict=True))
             log.info("run %s: keys of epoch %d for %d sites", run.plan.name, server.epoch, len(present))
         return answered
 
@@ -105,13 +103,13 @@ class Aggregation:
         self._slot += 1
         message = server.round(self._slot, model)
         self._trip(run, server, dict.fromkeys(sites, message), self._inboxes)
-        for number in server.heard:
-            self._inboxes.pop(server.plan.roster[number][0], None)
+        for site in _named(server, server.heard):
+            self._inboxes.pop(site, None)
         replays = [site for site, code in self.failures.items() if code == "refused: model-replay"]
         if len(sites) - len(replays) < server.plan.quorum <= len(sites):
             raise ModelSpent
         commit = server.commit()
-        self._trip(run, server, dict.fromkeys(map(_namer(server.plan), server.survivors), commit))
+        self._trip(run, server, dict.fromkeys(_named(server, server.survivors), commit))
         self.registry.keep_opening(run.plan.name, run.round, server.open())
         self._lost = set()
 
@@ -139,7 +137,7 @@ class Aggregation:
         ``ModelSpent`` where too few of those who could help are left, or where the sum is not one of honest sites.
         """
         self.failures, server = {}, self._dealt
-        name = _namer(server.plan)
+        name = server.plan.names.__getitem__
         lacking = {name(i) for i in server.signers if i not in server.heard} - self._lost
         if len(server.heard) < server.plan.t:
             self._trip(run, server, dict.fromkeys(lacking, server.open().message))
@@ -162,15 +160,14 @@ class Aggregation:
 
     def _opened(self, plan: Plan, server: Server) -> Sum:
         total, liars = server.total_despite_liars()
-        name = _namer(server.plan)
         if liars:
-            log.warning("the sum opened without the shares of %s, which spoil it", ", ".join(map(name, liars)))
+            log.warning("the sum opened without the shares of %s, which spoil it", ", ".join(_named(server, liars)))
         values, _ = codec.decode(server.plan, total, len(server.survivors))
         dim, figures = plan.adapter.layout.dim, plan.aggregation.figures
         mean, limit = values[:dim], plan.local.clip_norm
         if (norm := float(np.linalg.norm(mean))) > limit * NORM_SLACK:
             raise Refusal("norm-bound", f"the mean of updates of at most {limit} has L2 norm {norm:.3f}: a site lies")
-        cohort = [name(i) for i in server.survivors]
+        cohort = _named(server, server.survivors)
         return Sum(cohort, mean, tail.decode(figures, values[dim:], plan.aggregation.range, len(cohort)))
 
     def _trip(
@@ -204,10 +201,8 @@ class Aggregation:
 
 def _taken(server: Server, answer: wire.Message | Failure) -> str | None:
     """Give an answer to the protocol; why it is none, or None."""
-    if isinstance(answer, Failure):
-        return answer.reason
-    if isinstance(answer, wire.Refused):
-        return f"refused: {answer.code}"
+    if (problem := problem_of(answer)) is not None:
+        return problem
     try:
         server.receive(answer.vector if isinstance(answer, wire.Masked) else getattr(answer, "data", b""))
     except Refusal as refusal:
@@ -215,9 +210,5 @@ def _taken(server: Server, answer: wire.Message | Failure) -> str | None:
     return None
 
 
-def _namer(plan: ProtocolPlan) -> Callable[[int], str]:
-    return lambda number: plan.roster[number][0]
-
-
-def _numbers(plan: ProtocolPlan) -> dict[str, int]:
-    return {name: number for number, (name, _) in enumerate(plan.roster)}
+def _named(server: Server, numbers: Collection[int]) -> list[str]:
+    return [server.plan.names[number] for number in numbers]

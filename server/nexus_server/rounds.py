@@ -17,14 +17,13 @@ from nexus_common import wire
 from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
 from nexus_common.hours import minute_of
-from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.versions import trained_from, vector_hash
 
 from nexus_server.aggregate import make_optimiser
 from nexus_server.approvals import Approvals
 from nexus_server.delivery import Delivery
-from nexus_server.exchange import DEADLINE, SMALL_TRIP_SECONDS, Exchange, Failure
+from nexus_server.exchange import DEADLINE, SMALL_TRIP_SECONDS, Exchange, Failure, problem_of
 from nexus_server.masked import Aggregation, ModelSpent, Sum
 from nexus_server.pauses import Pauses
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
@@ -166,28 +165,31 @@ class Conductor:
         plan, number, started, before = run.plan, run.round + 1, time.monotonic(), self.exchange.bytes_up()
         self._closings += close
         self._show("training", (), run.done + 1)
+        left_out: dict[str, str] = {}
         try:
             holding = self.masked.set_up(run, ready)
-            self._leave_out(number, self.masked.failures)
-            vector = self.registry.vector(plan.name, run.round)
-            trained, model = self._train(run, holding, vector, close=close)
+            left_out |= self.masked.failures
+            trained, model, others = self._train(run, holding, close=close)
+            left_out |= others
             if len(trained) < plan.quorum:
                 raise Refusal("below-threshold", f"{len(trained)} sites have trained, it takes {plan.quorum}")
             self._show("adding", (), run.done + 1)
             self.masked.collect(run, model, trained)
         except ModelSpent:
+            self._leave_out(number, left_out)
             self._go_around(run)
         except Refusal as refusal:
             log.warning("round %d failed: %s", number, refusal)
-            self._leave_out(number, self.masked.failures)
-            self._came_to_nothing(run, self.masked.failures or {"": str(refusal)})
+            left_out |= self.masked.failures
+            self._leave_out(number, left_out)
+            self._came_to_nothing(run, left_out or {"": str(refusal)})
         else:
-            self._leave_out(number, self.masked.failures)
+            self._leave_out(number, left_out | self.masked.failures)
             self._open(run, time.monotonic() - started, self.exchange.bytes_up() - before)
 
-    def _train(self, run: Run, sites: list[str], vector: Vector, *, close: bool) -> tuple[list[str], bytes]:
-        """The sites that have trained on a version, and the hash of the model that it was."""
-        plan, number = run.plan, run.round + 1
+    def _train(self, run: Run, sites: list[str], *, close: bool) -> tuple[list[str], bytes, dict[str, str]]:
+        """The sites that have trained on the newest version, the hash of the model that it was, why others have not."""
+        plan, vector = run.plan, self.registry.vector(run.plan.name, run.round)
         use = self.registry.in_use(plan.name) == run.round
         request = wire.TrainRound(plan.hash, run.round, int(use), int(close), wire.pack(vector))
         model = wire.model_hash(plan.adapter.layout, wire.pack(trained_from(plan, run.round, vector)))
@@ -197,10 +199,8 @@ class Conductor:
             self._pauses.forget(site)
             if use:
                 self.delivery.note(site, plan.name, run.round)
-        wrong = {site: _readiness(answers[site]) or "it trained on another model" for site in set(answers) - {*trained}}
-        self._leave_out(number, wrong)
-        self.masked.failures |= wrong
-        return trained, model
+        others = {site: _readiness(answers[site]) or "it trained on another model" for site in {*answers} - {*trained}}
+        return trained, model, others
 
     def _leave_out(self, number: int, failures: Mapping[str, str]) -> None:
         for site, reason in failures.items():
@@ -306,6 +306,4 @@ def _readiness(answer: wire.Message | Failure) -> str | None:
     """How an answer that is no result reads in ``sites`` and the log."""
     if isinstance(answer, wire.Readiness):
         return answer.state
-    if isinstance(answer, wire.Refused):
-        return f"refused: {answer.code}"
-    return answer.reason if isinstance(answer, Failure) else None
+    return problem_of(answer)

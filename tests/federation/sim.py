@@ -16,6 +16,7 @@ from nexus_common.plan import Plan, plan_from_wire
 from nexus_common.secagg import codec
 from nexus_common.secagg.client import Client, Offer
 from nexus_common.secagg.keys import signed
+from nexus_common.secagg.labels import label_of
 from nexus_common.versions import trained_from
 from nexus_server import flower as fs
 from nexus_server.exchange import DEADLINE, SILENT, GridExchange
@@ -162,7 +163,7 @@ class SimSite:
             client.handle(message.inbox)
         offer = Offer(self.made[0], self.encoded) if self.made else None
         reply = client.handle(message.data, offer) or b""
-        return wire.Masked(reply) if wire.purpose(wire.Say(reply)) == "input" else wire.Say(reply)
+        return wire.Masked(reply) if label_of(reply) == "input" else wire.Say(reply)
 
     def encoded(self) -> np.ndarray:
         """The update and the figures as integers."""

@@ -54,6 +54,11 @@ class ProtocolPlan:
         return len(self.roster)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The sites' names, by number."""
+        return tuple(name for name, _ in self.roster)
+
+    @property
     def quorum(self) -> int:
         """The fewest sites whose sum is ever opened."""
         return max(self.t, self.min_cohort)
