@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -10,11 +11,16 @@ from nexus_common.errors import Refusal
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.secagg import codec
-from nexus_common.secagg.client import Client, Offer
+from nexus_common.secagg.client import Client, Offer, Record
 from nexus_common.secagg.labels import label_of
-from nexus_common.secagg.plan import load
+from nexus_common.secagg.plan import ProtocolPlan, load
 
-from nexus_client.record import ProtocolRecord
+
+class Records(Protocol):
+    """What a site keeps over all its plans."""
+
+    def under(self, plan: Plan, protocol: ProtocolPlan) -> Record:
+        """The part that counts for one protocol plan; inputs are counted over all that derive from ``plan``."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,8 @@ class Masking:
     A new process, or a new run, knows no keys: it sits out until the server deals an epoch.
     """
 
-    def __init__(self, site: str, identity: Ed25519PrivateKey, record: ProtocolRecord) -> None:
-        self.site, self.record = site, record
-        self._identity = identity
+    def __init__(self, site: str, identity: Ed25519PrivateKey, records: Records) -> None:
+        self.site, self._identity, self._records = site, identity, records
         self._plan: Plan | None = None
         self._client: Client | None = None
         self.made: Made | None = None
@@ -45,7 +50,7 @@ class Masking:
             return
         (derived,) = plan.protocol_plans
         protocol = load(derived.encoded, {derived.hash}, self.site, certs.raw_identity(self._identity))
-        record = self.record.under(plan, protocol)
+        record = self._records.under(plan, protocol)
         self._plan, self._client = plan, Client(protocol, self.site, self._identity, record, os.urandom)
         self.made = None
 

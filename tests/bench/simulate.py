@@ -16,6 +16,8 @@ from nexus_common.base_model import base_hash
 from nexus_common.layout import WIDTH, Layout, Vector
 from nexus_common.plan import Plan
 from nexus_common.recipe import Recipe
+from nexus_common.versions import trained_from
+from nexus_server.aggregate import make_optimiser
 from nexus_server.records import FINISHED
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
@@ -65,6 +67,17 @@ def federated(plan: Plan, tasks: dict[str, list[Task]], states: States, seed: in
             return registry.vector(plan.name, plan.rounds)
         finally:
             registry.close()
+
+
+def unmasked(plan: Plan, tasks: dict[str, list[Task]], states: States, seed: int) -> Vector:
+    """The control of ``federated``: the same steps of the same sites, their mean taken plainly, in float64."""
+    sites = [TrainingSite(n, plan, tasks[n], states, [seed, i]) for i, n in enumerate(plan.names)]
+    optimiser = make_optimiser(plan.server, plan.adapter.layout.dim)
+    vector = plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
+    for number in range(plan.rounds):
+        begins = trained_from(plan, number, vector)
+        vector = optimiser.apply(begins, np.mean([site.update(begins) for site in sites], axis=0, dtype=np.float64))
+    return vector
 
 
 def alone(plan: Recipe, tasks: list[Task], states: States, seed: Sequence[int]) -> Vector:

@@ -1,22 +1,20 @@
 """Many simulated sites in one process over a Flower Grid with the real wire codec; no network."""
 
 import collections
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from nexus_common import certs, tail, wire
+from nexus_client.masking import Made, Masking, Records
+from nexus_common import certs, wire
 from nexus_common import flower as fl
 from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
 from nexus_common.journal import Journal
 from nexus_common.plan import Plan, plan_from_wire
-from nexus_common.secagg import codec
-from nexus_common.secagg.client import Client, Offer
 from nexus_common.secagg.keys import signed
-from nexus_common.secagg.labels import label_of
+from nexus_common.secagg.plan import ProtocolPlan
 from nexus_common.versions import trained_from
 from nexus_server import flower as fs
 from nexus_server.exchange import DEADLINE, SILENT, GridExchange
@@ -95,10 +93,26 @@ class SimGrid(fs.Grid):
         return GridExchange(self, lambda: self.nodes, self.bytes_up.total, Journal(audit))
 
 
+class MemoryRecords:
+    """A site's records, as durable as the test."""
+
+    def __init__(self) -> None:
+        self.opened = set[bytes]()
+        self.plans: dict[bytes, MemoryRecord] = {}
+
+    def under(self, plan: Plan, protocol: ProtocolPlan) -> MemoryRecord:
+        """The record of one protocol plan."""
+        found = self.plans.setdefault(protocol.hash, MemoryRecord())
+        found.opened = self.opened
+        return found
+
+
 class SimSite:
     """A site that 'trains' by moving a fixed way towards its own target vector, with the real secure aggregation."""
 
-    def __init__(self, name: str, plan: Plan, key: Ed25519PrivateKey | None = None) -> None:
+    def __init__(
+        self, name: str, plan: Plan, key: Ed25519PrivateKey | None = None, records: Records | None = None
+    ) -> None:
         self.name, self.plan = name, plan
         self.key = key or identity_of(name)
         self.identity = certs.raw_identity(self.key)
@@ -109,14 +123,12 @@ class SimSite:
         self.figures = {"loss": 1.0, "score": 0.5, "questions": 100.0, "vote": 1.0}
         self.received: list[int] = []
         self.trained = 0
-        self.records: dict[bytes, MemoryRecord] = {}  # by protocol plan
-        self.opened: set[bytes] = set()
-        self.made: tuple[bytes, np.ndarray] | None = None
-        self.client: Client | None = None
+        self.records = MemoryRecords() if records is None else records
+        self.restart()
 
     def restart(self) -> None:
         """Forget what lives in memory only."""
-        self.made = self.client = None
+        self.prepared, self.masking = False, Masking(self.name, self.key, self.records)
 
     def __call__(self, message: wire.Message) -> wire.Message:
         """Answer as ``nexus_client.rounds`` does."""
@@ -128,11 +140,8 @@ class SimSite:
         if isinstance(message, wire.Prepare):
             if plan_from_wire(message.plan) != self.plan:
                 raise Refusal("wrong-context", "a simulated site knows one plan")
-            (protocol,) = self.plan.protocol_plans
-            if self.client is None or self.client.plan != protocol:
-                record = self.records.setdefault(protocol.hash, MemoryRecord())
-                record.opened = self.opened
-                self.made, self.client = None, Client(protocol, self.name, self.key, record, os.urandom)
+            self.masking.take_up(self.plan)
+            self.prepared = True
             return wire.Readiness(wire.READY)
         if isinstance(message, wire.Deliver):
             self.received.append(message.round)
@@ -140,37 +149,21 @@ class SimSite:
         if isinstance(message, wire.Ask):
             return self.say(message)
         assert isinstance(message, wire.TrainRound)
-        self.prepared()
+        if not self.prepared:
+            raise Refusal("wrong-context", "a process that has just started knows no run")
         begins = trained_from(self.plan, message.round, wire.unpack(message.vector, layout))
-        model = wire.model_hash(layout, wire.pack(begins))
-        if self.made is None or self.made[0] != model:
+        model, made = wire.model_hash(layout, wire.pack(begins)), self.masking.made
+        if made is None or made.model != model:
             self.trained += not message.close
-            self.made = (model, np.zeros(layout.dim) if message.close else self.update(begins))
+            update = np.zeros(layout.dim, np.float32) if message.close else self.update(begins)
+            self.masking.made = Made(model, update, self.figures)
         if message.close:
             self.received.append(message.round)
         return wire.Trained(model)
 
-    def prepared(self) -> Client:
-        """The client of the run in progress; a process that has just started has none."""
-        if self.client is None:
-            raise Refusal("wrong-context", "not prepared")
-        return self.client
-
     def say(self, message: wire.Ask) -> wire.Message:
         """The reply to a message of the protocol."""
-        client = self.prepared()
-        if message.inbox:
-            client.handle(message.inbox)
-        offer = Offer(self.made[0], self.encoded) if self.made else None
-        reply = client.handle(message.data, offer) or b""
-        return wire.Masked(reply) if label_of(reply) == "input" else wire.Say(reply)
-
-    def encoded(self) -> np.ndarray:
-        """The update and the figures as integers."""
-        assert self.made is not None
-        settings = self.plan.aggregation
-        values = np.concatenate([self.made[1], tail.encode(settings.figures, self.figures, settings.range)])
-        return codec.encode(self.prepared().plan, values, 1, os.urandom)
+        return self.masking.answer(message, 0)
 
     def update(self, vector: np.ndarray) -> np.ndarray:
         """Half the way to the target."""
