@@ -28,6 +28,7 @@ bench: $(VENV)/.dev
 
 bench-secagg: $(VENV)/.dev
 	$(RUN) -m tests.bench.secagg_cpu
+	$(RUN) -m tests.bench.rounds
 
 $(VENV)/.runtime: pyproject.toml
 	@echo "making $(VENV): about 0.5 GB to download and 1.6 GB of disk with a CPU build of torch;"

@@ -79,6 +79,7 @@ __all__ = [
     "get_all_nested_objects",
     "get_object_id",
     "get_object_tree",
+    "has_all",
     "inflate_object_from_contents",
     "instruction",
     "iterate_object_tree",
@@ -92,8 +93,8 @@ __all__ = [
     "parcel_of",
     "pull_objects",
     "push_objects",
-    "remove_content_from_message",
     "reply",
+    "sent_ahead",
     "whole_message",
 ]
 
@@ -102,6 +103,7 @@ logging.getLogger("flwr").setLevel(logging.WARNING)  # its INFO lines carry one 
 MAX_BODY_BYTES: Final = 6 << 20  # one 5 MiB Flower chunk and its envelope
 MAX_PARTS: Final = 16  # objects in one message: five of structure, the rest chunks of 5 MiB
 LEASE_SECONDS: Final = 10  # heartbeat interval announced to Flower, its smallest
+SMALL_BYTES: Final = 32 << 10  # of content that travels in the message itself: no request for each of its parts
 HEARTBEAT_SECONDS: Final = 3.0
 HOLD_SECONDS: Final = 15.0  # how long the server holds an idle site's question for work
 _MESSAGE_TYPES: Final = {
@@ -141,6 +143,18 @@ def parcel_of(message: Message) -> Parcel:
 def name_by_content(message: Message) -> None:
     """Give a message the id that names its content, as Flower's HttpGrid does before it sends."""
     message.metadata.__dict__["_message_id"] = message.object_id
+
+
+def sent_ahead(message: Message) -> Message:
+    """What is sent of a message before its parts: all of it where it is small, else what it says about itself."""
+    parcel = parcel_of(message)
+    size = len(parcel.vector or b"") + sum(len(value) for value in parcel.fields.values() if not isinstance(value, int))
+    return message if size <= SMALL_BYTES else remove_content_from_message(message)
+
+
+def has_all(message: Message) -> bool:
+    """Whether a message came with its content, or is an error, and no part of it need be asked for."""
+    return message.has_error() or len(message.content) > 0
 
 
 def whole_message(object_id: str, contents: dict[str, bytes], metadata: Any) -> Message:

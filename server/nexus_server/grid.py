@@ -1,7 +1,8 @@
 """Flower's Grid on the LinkState of this process: no Runtime API, no ServerApp process, no app bundle.
 
 Unlike Flower's own it answers every instruction exactly once, with a reply or an error whose ``src_node_id`` is the
-site, looks every 20 ms instead of every 3 s, and believes only metadata that was checked at the door.
+site, looks when a reply comes and every 20 ms instead of every 3 s, and believes only metadata that the door has
+checked.
 """
 
 import logging
@@ -28,6 +29,7 @@ class SiteState(fs.InMemoryLinkState):
         super().__init__(fs.NoOpFederationManager(), fs.InMemoryObjectStore())
         self.on_activate: Callable[[int], None] = lambda _: None
         self.on_restart: Callable[[int], None] = lambda _: None
+        self.came = threading.Event()  # set at every reply
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
         """Start a node's session, ending an older one of the same site."""
@@ -36,6 +38,12 @@ class SiteState(fs.InMemoryLinkState):
             self.on_restart(node_id)
             self.deactivate_node(node_id)  # the stock state refuses while the node still counts as online
             return bool(super().activate_node(node_id, heartbeat_interval))
+
+    def store_message_res(self, message: fl.Message) -> str | None:
+        """Keep a reply and wake the thread that waits for it."""
+        stored: str | None = super().store_message_res(message)
+        self.came.set()
+        return stored
 
 
 class LocalGrid(fs.Grid):
@@ -115,9 +123,7 @@ class LocalGrid(fs.Grid):
                 fl.name_by_content(message)
                 objects, tree = fl.get_all_nested_objects(message), fl.get_object_tree(message)
                 session = self.state.start_session(self.run_id)
-                stored, missing = self.state.store_message_and_object_tree(
-                    fl.remove_content_from_message(message), tree, session
-                )
+                stored, missing = self.state.store_message_and_object_tree(fl.sent_ahead(message), tree, session)
                 for object_id in missing:
                     self.state.store_object(self.run_id, session, object_id, objects[object_id].deflate())
             ids.append(message.metadata.message_id if stored else None)
@@ -145,6 +151,7 @@ class LocalGrid(fs.Grid):
             self.ring(message.metadata.dst_node_id)
         try:
             while pending:
+                self.state.came.clear()
                 for reply in self.pull_messages(pending.keys() - arriving.keys()):
                     arriving[reply.metadata.reply_to_message_id] = reply
                 for ins_id, message in list(pending.items()):
@@ -152,7 +159,8 @@ class LocalGrid(fs.Grid):
                         answers.append(answer)
                         self.state.delete_messages({ins_id})
                         del pending[ins_id]
-                time.sleep(LOOK_SECONDS)
+                if pending:
+                    self.state.came.wait(LOOK_SECONDS)
         finally:
             self._forget(pending)
         return answers
@@ -179,6 +187,8 @@ class LocalGrid(fs.Grid):
 
     def _whole(self, reply: fl.Message) -> fl.Message | None:
         """The reply with its content, or None while the site is still uploading it."""
+        if fl.has_all(reply):
+            return reply
         reply_id = reply.metadata.message_id
         tree = self.state.object_store.get_object_tree(reply_id)
         contents: dict[str, bytes] = {}

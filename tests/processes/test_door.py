@@ -142,7 +142,7 @@ def test_a_site_can_be_nobody_else(federation: Federation) -> None:
     assert reply.metadata.src_node_id == node_a.node_id
     in_a_name = fl.PushMessagesRequest(
         node=node_b,
-        messages_list=[fl.message_to_proto(fl.remove_content_from_message(reply))],
+        messages_list=[fl.message_to_proto(fl.sent_ahead(reply))],
         message_object_trees=[fl.get_object_tree(reply)],
     )
     for forbidden in (

@@ -79,6 +79,27 @@ def test_a_parcel_survives_being_taken_apart_and_put_together(parcel: Parcel) ->
     assert fl.parcel_of(fl.whole_message(object_id, contents, message.metadata)) == parcel
 
 
+def sent_ahead(parcel: Parcel) -> fl.Message:
+    """What arrives of a message before its parts are asked for."""
+    message = fl.instruction(parcel, 5, 60)
+    fl.name_by_content(message)
+    return fl.message_from_proto(fl.message_to_proto(fl.sent_ahead(message)))
+
+
+@given(PARCELS)
+def test_a_small_parcel_travels_in_the_message_itself(parcel: Parcel) -> None:
+    arrived = sent_ahead(parcel)
+    assert fl.has_all(arrived)
+    assert fl.parcel_of(arrived) == parcel
+
+
+@pytest.mark.parametrize("fields", [{"data": bytes(fl.SMALL_BYTES + 1)}, {"text": "t" * (fl.SMALL_BYTES + 1)}, {}])
+def test_of_a_large_one_the_parts_are_asked_for(fields: dict[str, bytes | str]) -> None:
+    arrived = sent_ahead(Parcel("train", fields, None if fields else bytes(fl.SMALL_BYTES + 1)))
+    assert not fl.has_all(arrived)
+    assert not arrived.content
+
+
 def test_a_reply_goes_back_to_the_node_that_asked() -> None:
     reply = fl.reply(Parcel("readiness", {"state": "ready"}), sent())
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (5, fl.SUPERLINK_NODE_ID)
