@@ -160,6 +160,7 @@ class Administration:
             in_use=self.registry.in_use(run.plan.name),
             cohort=rounds[-1].cohort if rounds else (),
             failed_rounds=self.registry.failed_rounds(run.plan.name),
+            failures=self.registry.last_failure(run),
             round_seconds=tuple(v.seconds for v in rounds if v.seconds is not None)[-1000:],
             bytes_up_per_site_round=round(sum(measured) / len(measured)) if measured else None,
             connected=tuple(connected),

@@ -3,6 +3,7 @@
 from typing import Final
 
 from nexus_common.rpc import Body
+from pydantic import Field
 
 SERVICE: Final = "nexus.ServerAdmin"
 
@@ -142,6 +143,9 @@ class Status(Body):
     problem: str | None = None
     cohort: tuple[str, ...] = ()
     failed_rounds: int = 0
+    failures: dict[str, str] = Field(
+        default_factory=dict
+    )  # of the newest try of the next round, by site; "" is for the round itself
     round_seconds: tuple[float, ...] = ()
     bytes_up_per_site_round: int | None = None
     connected: tuple[str, ...] = ()

@@ -183,6 +183,10 @@ class Conductor:
             left_out |= self.masked.failures
             self._leave_out(number, left_out)
             self._came_to_nothing(run, left_out or {"": str(refusal)})
+            spent = [site for site, reason in left_out.items() if reason == "refused: rounds-spent"]
+            if len(plan.names) - len(spent) < plan.quorum:
+                log.error("run %s stops: sites have sent all masked inputs that it allows; make a new plan", plan.name)
+                self._end(run, STOPPED)
         else:
             self._leave_out(number, left_out | self.masked.failures)
             self._open(run, time.monotonic() - started, self.exchange.bytes_up() - before)

@@ -184,6 +184,12 @@ class Runs(Sums):
         """How many rounds of a run came to nothing."""
         return int(self.rows("SELECT count(*) AS failed FROM failed_rounds WHERE run = ?", run)[0]["failed"])
 
+    def last_failure(self, run: Run) -> dict[str, str]:
+        """Why the newest try of a run's next round came to nothing, by site; empty where none did."""
+        newest = "SELECT reasons FROM failed_rounds WHERE run = ? AND number = ? ORDER BY rowid DESC LIMIT 1"
+        rows = self.rows(newest, run.plan.name, run.round + 1)
+        return json.loads(rows[0]["reasons"]) if rows else {}
+
     def versions(self, run: str | None = None) -> list[Version]:
         """All versions, oldest first."""
         rows = self.rows(

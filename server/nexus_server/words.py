@@ -1,6 +1,9 @@
 """The state of a run in words."""
 
+from itertools import starmap
+
 from nexus_common.cli import moment
+from nexus_common.errors import REFUSALS
 
 from nexus_server import admin_api as admin
 
@@ -22,6 +25,8 @@ def sentence(status: admin.Status) -> str:
 
 def _run(status: admin.Status) -> str:
     failed = f" ({status.failed_rounds} more came to nothing)" if status.failed_rounds else ""
+    if status.failures and status.state != "finished":
+        failed += f"; the last try: {'; '.join(starmap(_failure, status.failures.items()))}"
     head = f"run {status.run}: {status.state}, {status.round} of {status.rounds} rounds done{failed}"
     missing = ", ".join(status.missing)
     if status.state not in ("running", "stopping"):
@@ -32,6 +37,11 @@ def _run(status: admin.Status) -> str:
             f"{head}; waiting for {missing} since {moment(status.phase_since)}; with {status.sites} sites {spare}; "
             "nothing is lost"
         )
+    if status.phase == "opening":
+        return (
+            f"{head}; waiting for {missing} since {moment(status.phase_since)}, without which the sum of "
+            "the round does not open; nothing is lost"
+        )
     if status.phase == "resting":
         return f"{head}; resting until the plan's hours begin"
     if status.phase == "gathering":
@@ -41,3 +51,10 @@ def _run(status: admin.Status) -> str:
         if status.round_seconds and status.cohort
         else ""
     )
+
+
+def _failure(site: str, reason: str) -> str:
+    """Why a site had no part in a round, with the meaning of a refusal's code."""
+    meaning = REFUSALS.get(reason.removeprefix("refused: "))
+    told = f"{reason} ({meaning})" if meaning else reason
+    return f"{site} {told}" if site else told

@@ -12,7 +12,7 @@ from nexus_common import wire
 from nexus_common.errors import Refusal
 from nexus_common.secagg import keys
 from nexus_server import sums
-from nexus_server.records import MADE, MIDPOINT
+from nexus_server.records import MADE, MIDPOINT, STOPPED
 from nexus_server.registry import Registry
 from nexus_server.vectors import VectorFiles
 
@@ -192,6 +192,16 @@ def test_a_site_that_refuses_its_keys_does_not_cost_all_others_new_ones_in_every
     federation.turns(3)
     assert len(federation.cohorts) == 3
     assert federation.grid.trips.count("setup") == 1
+
+
+def test_a_run_whose_sites_have_sent_all_that_its_plan_allows_stops_and_says_so(tmp_path: Path) -> None:
+    federation = staged(tmp_path, 3)
+    (protocol,) = federation.plan.protocol_plans
+    federation.sites["bank-b"].memory.under(federation.plan, protocol).sent = protocol.rounds - 1
+    federation.turns(3)
+    assert (federation.state, federation.done) == (STOPPED, 1)
+    run = federation.registry.run("sim")
+    assert federation.registry.last_failure(run) == {"bank-b": "refused: rounds-spent"}
 
 
 def test_the_third_try_to_deal_keys_counts(tmp_path: Path) -> None:

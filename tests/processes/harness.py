@@ -10,17 +10,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nexus_client import agent_api
+from nexus_client.agent_api import StatusReport
 from nexus_client.link import Handler, Link
 from nexus_client.policy import change_policy
-from nexus_common import certs
+from nexus_client.site import SiteHome
+from nexus_common import certs, rpc
 from nexus_common.audit import AuditLog
 from nexus_common.journal import Journal
 from nexus_common.plan import Plan
+from nexus_server import admin_api
+from nexus_server.admin_api import Status, VersionList
 from nexus_server.planning import plan_toml
+from nexus_server.settings import admin_socket
 
 from tests.plans import make_plan, member
 
@@ -91,9 +97,10 @@ class Federation:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def start(self, name: str, wait: bool = True) -> subprocess.Popen[bytes]:
-        """Start the server (``server``) or a site's agent and wait until it answers."""
-        command = self.server_program if name == "server" else [str(BIN / "nexus-client"), "--site", name]
+    def start(self, name: str, wait: bool = True, *, program: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start the server (``server``) or a site's agent, or ``program`` in its place, and wait until it answers."""
+        usual = self.server_program if name == "server" else [str(BIN / "nexus-client")]
+        command = [*(program or usual), *([] if name == "server" else ["--site", name])]
         home = self.home / ("server" if name == "server" else "sites")
         environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
         path = self.home / f"{name}.log"
@@ -121,14 +128,22 @@ class Federation:
     def _up(self, name: str) -> bool:
         process = self.processes[name]
         assert process.poll() is None, f"{name} ended with {process.returncode}:\n{self.log(name)}"
-        return "is ready at" in self._own_log(name) if name == "server" else ": connected" in self.status_of(name)
+        return "is ready at" in self.own_log(name) if name == "server" else self.connected(name)
 
-    def _own_log(self, name: str) -> str:
+    def own_log(self, name: str) -> str:
+        """What the newest process of that name printed so far."""
         return (self.home / f"{name}.log").read_bytes()[self._log_from[name] :].decode(errors="replace")
 
-    def status_of(self, site: str) -> str:
-        """The printed status of an agent."""
-        return self.call("nexus-client", "status", "--site", site).stdout
+    def connected(self, site: str) -> bool:
+        """Whether an agent runs and has reached the server."""
+        try:
+            return self.site_status(site)["connection"] == "connected"
+        except ConnectionError:
+            return False
+
+    def site_status(self, site: str) -> Any:
+        """``nexus-client status`` of a running agent, without the second that a new process takes to ask for it."""
+        return self._call(SiteHome.of(self.home / "sites", site).socket, agent_api.SERVICE, "status", StatusReport)
 
     def log(self, name: str) -> str:
         """What a process printed so far."""
@@ -139,6 +154,13 @@ class Federation:
         process = self.processes.pop(name)
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+    def dies(self, name: str) -> None:
+        """Wait until a process has ended by SIGKILL, which it sends itself."""
+        process = self.processes[name]
+        until(f"{name} dies", lambda: process.poll() is not None)
+        assert process.returncode == -signal.SIGKILL, self.log(name)
+        del self.processes[name]
 
     def end(self, name: str) -> int:
         """SIGTERM, and the exit code."""
@@ -194,8 +216,18 @@ class Federation:
         self.links.pop(site).stop()
 
     def server_status(self) -> Any:
-        """``nexus-server status``."""
-        return self.ask("nexus-server", "status")
+        """``nexus-server status``, asked for in the same way."""
+        return self._call(admin_socket(self.home / "server"), admin_api.SERVICE, "status", Status)
+
+    def versions(self, run: str) -> list[dict[str, Any]]:
+        """``nexus-server models``: the versions of one run."""
+        found = self._call(admin_socket(self.home / "server"), admin_api.SERVICE, "models", VersionList)
+        return [version for version in found["versions"] if version["run"] == run]
+
+    @staticmethod
+    def _call(socket: Path, service: str, method: str, answer: type[rpc.Body]) -> Any:
+        with rpc.channel(rpc.local_address(socket)) as channel:
+            return rpc.call(channel, service, method, rpc.Nothing(), answer).model_dump(mode="json")
 
     def policy(self, site: str, **values: Any) -> None:
         """Change a site's policy, as its administrator would in an editor."""
@@ -236,7 +268,7 @@ class Federation:
 
     def words(self, site: str, name: str) -> str:
         """The words that a site's people read out."""
-        until(f"{site} has plan {name}", lambda: self.call("nexus-client", "status", "--site", site).stdout.count(name))
+        until(f"{site} has plan {name}", lambda: name in self.site_status(site)["proposed"])
         return " ".join(self.ask("nexus-client", "plan", "show", name, "--site", site)["words"])
 
 

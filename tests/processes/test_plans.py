@@ -49,10 +49,6 @@ def standings(federation: Federation, name: str) -> dict[str, tuple[str, str]]:
     return {s["site"]: (s["state"], s["code"]) for p in plans if p["plan"] == name for s in p["sites"]}
 
 
-def versions(federation: Federation, run: str) -> list[dict[str, Any]]:
-    return [v for v in federation.ask("nexus-server", "models")["versions"] if v["run"] == run]
-
-
 def entries(federation: Federation, site: str, event: str) -> list[dict[str, Any]]:
     return [e for e in federation.ask("nexus-client", "audit", "--site", site)["entries"] if e["event"] == event]
 
@@ -77,7 +73,7 @@ def test_the_first_plan_waits_for_every_sites_people_and_runs_once_all_have_appr
         assert not set(read_out[site].split()) & set(done.stdout.split()), "approve never prints the words"
     ended(federation, "first")
     assert standings(federation, "first") == dict.fromkeys(SITES, ("approved", ""))
-    assert all(v["cohort"] == list(SITES) for v in versions(federation, "first")[1:])
+    assert all(v["cohort"] == list(SITES) for v in federation.versions("first")[1:])
     policy = (federation.home / "sites" / "bank-a" / "policy.toml").read_text()
     assert plan in policy
     assert "by DPO of bank-a, 2026-114" in policy
@@ -134,8 +130,8 @@ def test_a_fourth_site_joins_with_a_new_plan_while_the_old_run_goes_on(federatio
     for site in FOUR:
         assert federation.approve(site, "four", words).returncode == 0
     ended(federation, "four")
-    assert versions(federation, "four")[0]["hash"] == versions(federation, "three")[-1]["hash"]
-    assert versions(federation, "four")[-1]["cohort"] == sorted(FOUR)
+    assert federation.versions("four")[0]["hash"] == federation.versions("three")[-1]["hash"]
+    assert federation.versions("four")[-1]["cohort"] == sorted(FOUR)
 
 
 def test_one_site_leaves_and_training_starts_again_from_the_version_before_it_came(federation: Federation) -> None:
@@ -149,8 +145,8 @@ def test_one_site_leaves_and_training_starts_again_from_the_version_before_it_ca
         for site in SITES:
             federation.policy(site, approved_plans=[again])
         ended(federation, "without-b")
-        assert versions(federation, "without-b")[0]["hash"] == versions(federation, "with-b")[1]["hash"]
-        assert {tuple(v["cohort"]) for v in versions(federation, "without-b")[1:]} == {SITES}
+        assert federation.versions("without-b")[0]["hash"] == federation.versions("with-b")[1]["hash"]
+        assert {tuple(v["cohort"]) for v in federation.versions("without-b")[1:]} == {SITES}
         told = {line["site"]: line["standing"] for line in federation.ask("nexus-server", "sites")["sites"]}
         assert told["bank-b"] is None, "it is in no plan any more"
     finally:
@@ -176,10 +172,10 @@ def test_with_a_quorum_the_run_begins_and_the_late_approver_joins_it(federation:
     plan = plan.model_copy(update={"gather_seconds": 0.0})
     federation.train(plan, approved_by=SITES)
     until("it trains without bank-b", lambda: federation.server_status()["round"] >= 2)
-    assert {tuple(v["cohort"]) for v in versions(federation, "late")[1:]} == {SITES}
+    assert {tuple(v["cohort"]) for v in federation.versions("late")[1:]} == {SITES}
     assert standings(federation, "late")["bank-b"] == ("pending", "")
     federation.policy("bank-b", approved_plans=[plan.hash.hex()])
-    until("it trains with bank-b", lambda: versions(federation, "late")[-1]["cohort"] == sorted(FOUR))
+    until("it trains with bank-b", lambda: federation.versions("late")[-1]["cohort"] == sorted(FOUR))
 
 
 def test_a_run_that_ended_goes_on_with_twenty_more_rounds(federation: Federation) -> None:
@@ -192,8 +188,8 @@ def test_a_run_that_ended_goes_on_with_twenty_more_rounds(federation: Federation
     for site in SITES:
         federation.policy(site, approved_plans=[more])
     ended(federation, "ten-more")
-    assert [v["number"] for v in versions(federation, "ten-more")] == list(range(21))
-    assert versions(federation, "ten-more")[0]["hash"] == versions(federation, "ten")[-1]["hash"]
+    assert [v["number"] for v in federation.versions("ten-more")] == list(range(21))
+    assert federation.versions("ten-more")[0]["hash"] == federation.versions("ten")[-1]["hash"]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +238,7 @@ def test_pause_stops_a_site_at_once_and_resume_brings_it_back(federation: Federa
     federation.ask("nexus-client", "pause", "--site", "hospital-a")
     until("it waits", lambda: federation.server_status()["missing"] == ["hospital-a"])
     until("the server knows why", lambda: standings(federation, "pauses")["hospital-a"] == ("approved", "paused"))
-    assert "has paused" in federation.status_of("hospital-a")
+    assert "has paused" in federation.call("nexus-client", "status", "--site", "hospital-a").stdout
     reached = federation.server_status()["round"]
     federation.ask("nexus-client", "resume", "--site", "hospital-a")
     until("it goes on", lambda: federation.server_status()["round"] > reached)
@@ -251,14 +247,14 @@ def test_pause_stops_a_site_at_once_and_resume_brings_it_back(federation: Federa
 def test_a_rollback_changes_what_is_in_use_at_once_and_training_goes_on_from_between(federation: Federation) -> None:
     federation.train(federation.plan("rolls", SITES, rounds=4, **FAST))
     ended(federation, "rolls")
-    until("bank-a has version 4", lambda: federation.ask("nexus-client", "status", "--site", "bank-a")["version"] == 4)
+    until("bank-a has version 4", lambda: federation.site_status("bank-a")["version"] == 4)
     federation.ask("nexus-server", "models", "rollback", "2")
     for site in SITES:
         until(
             f"{site} has version 2",
-            lambda s=site: federation.ask("nexus-client", "status", "--site", s)["version"] == 2,
+            lambda s=site: federation.site_status(s)["version"] == 2,
         )
-    states = [v["state"] for v in versions(federation, "rolls")]
+    states = [v["state"] for v in federation.versions("rolls")]
     assert states == ["made", "made", "made", "rolled back", "rolled back", "midpoint"]
     refused = federation.call("nexus-server", "models", "rollback", "9")
     assert "these can: 0, 1" in refused.stderr
@@ -273,9 +269,9 @@ def test_withdrawn_versions_go_out_of_use_and_their_run_cannot_go_on(federation:
     for site in SITES:
         until(
             f"{site} has version 1",
-            lambda s=site: federation.ask("nexus-client", "status", "--site", s)["version"] == 1,
+            lambda s=site: federation.site_status(s)["version"] == 1,
         )
-    assert [v["state"] for v in versions(federation, "taken-back")] == ["made", "made", "withdrawn", "withdrawn"]
+    assert [v["state"] for v in federation.versions("taken-back")] == ["made", "made", "withdrawn", "withdrawn"]
     for nonsense in ("x", "3..", "..2", "9..12"):
         assert federation.call("nexus-server", "models", "withdraw", nonsense).returncode == 1
 

@@ -34,10 +34,6 @@ def plan(federation: Federation, name: str, rounds: int, recipe: dict[str, Any],
     return federation.plan(name, sites, rounds=rounds, **recipe)
 
 
-def versions(federation: Federation, run: str) -> list[dict[str, Any]]:
-    return [v for v in federation.ask("nexus-server", "models")["versions"] if v["run"] == run]
-
-
 def finished(federation: Federation, run: str) -> bool:
     status = federation.server_status()
     assert status["run"] == run
@@ -56,18 +52,18 @@ def training(federation: Federation, at_least: int) -> Any:
 
 
 def version_of(federation: Federation, site: str) -> int:
-    return int(federation.ask("nexus-client", "status", "--site", site)["version"])
+    return int(federation.site_status(site)["version"])
 
 
 def test_a_run_gives_every_site_its_last_version_and_figures_for_it(federation: Federation) -> None:
     federation.train(plan(federation, "first", 3, {"local": QUICK["local"]}))  # with salience
     until("the run ends", lambda: finished(federation, "first"))
-    assert [v["number"] for v in versions(federation, "first")] == [0, 1, 2, 3]
-    assert all(v["cohort"] == list(SITES) for v in versions(federation, "first") if v["number"])
+    assert [v["number"] for v in federation.versions("first")] == [0, 1, 2, 3]
+    assert all(v["cohort"] == list(SITES) for v in federation.versions("first") if v["number"])
     for site in SITES:
         until(
             f"{site} has version 3",
-            lambda s=site: federation.ask("nexus-client", "status", "--site", s)["version"] == 3,
+            lambda s=site: federation.site_status(s)["version"] == 3,
         )
     report = federation.ask("nexus-client", "evaluate", "--site", "bank-a")
     shown = {(line["model"], line["metric"]) for line in report["lines"]}
@@ -82,13 +78,13 @@ def test_a_run_gives_every_site_its_last_version_and_figures_for_it(federation: 
 def test_kill_9_of_the_server_in_a_round_loses_no_committed_round(federation: Federation) -> None:
     federation.train(plan(federation, "crash", 1000, SLOW))
     training(federation, 1)
-    before = versions(federation, "crash")
+    before = federation.versions("crash")
     federation.kill("server")
     federation.start("server")
     until("it goes on", lambda: federation.server_status()["round"] > len(before))
     federation.ask("nexus-server", "stop", "crash")
     until("it stops", lambda: federation.server_status()["state"] == "stopped")
-    after = versions(federation, "crash")
+    after = federation.versions("crash")
     assert [v["hash"] for v in after[: len(before)]] == [v["hash"] for v in before]
     assert [v["number"] for v in after] == list(range(len(after)))
 
@@ -96,16 +92,16 @@ def test_kill_9_of_the_server_in_a_round_loses_no_committed_round(federation: Fe
 def test_kill_9_of_a_site_in_training_costs_its_update_only_and_it_comes_back(federation: Federation) -> None:
     federation.train(plan(federation, "site-dies", 1000, SLOW, FOUR))  # longer than any restart takes
     training(federation, 1)
-    assert versions(federation, "site-dies")[1]["cohort"] == sorted(FOUR)
+    assert federation.versions("site-dies")[1]["cohort"] == sorted(FOUR)
     federation.kill("hospital-b")
     others = ["bank-a", "bank-b", "hospital-a"]
-    until("a round without it", lambda: versions(federation, "site-dies")[-1]["cohort"] == others)
+    until("a round without it", lambda: federation.versions("site-dies")[-1]["cohort"] == others)
     federation.start("hospital-b")
-    until("a round with it", lambda: versions(federation, "site-dies")[-1]["cohort"] == sorted(FOUR))
+    until("a round with it", lambda: federation.versions("site-dies")[-1]["cohort"] == sorted(FOUR))
     federation.ask("nexus-server", "stop", "site-dies")
     until("it stops", lambda: federation.server_status()["state"] == "stopped")
     last = federation.server_status()["round"]
-    assert [v["number"] for v in versions(federation, "site-dies")] == list(range(last + 1))
+    assert [v["number"] for v in federation.versions("site-dies")] == list(range(last + 1))
     until("it has the last version", lambda: version_of(federation, "hospital-b") == last)
 
 
