@@ -8,7 +8,7 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -23,9 +23,9 @@ from nexus_common.versions import trained_from, vector_hash
 from nexus_server.aggregate import make_optimiser
 from nexus_server.approvals import Approvals
 from nexus_server.delivery import Delivery
-from nexus_server.exchange import DEADLINE, SMALL_TRIP_SECONDS, Exchange, Failure, problem_of
+from nexus_server.exchange import Exchange
+from nexus_server.gathering import Gathering, standing_of
 from nexus_server.masked import Aggregation, ModelSpent, Sum
-from nexus_server.pauses import Pauses
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
 
@@ -34,7 +34,6 @@ LOOK_AGAIN_SECONDS: Final = 0.5
 CLOSING_TRIES: Final = 2
 CLOSING_SECONDS: Final = 30.0
 PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
-AT_ONCE: Final = frozenset(f"refused: {code}" for code in ("not-ready", "wrong-state", "wrong-context"))  # it restarted
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,11 @@ class Conductor:
         self.registry, self.exchange, self.identities, self.audit = registry, exchange, identities, audit
         self.approvals = Approvals(registry, exchange, identities, audit)
         self.delivery = Delivery(registry, exchange)
+        self.gathering = Gathering(registry, exchange)
         self._closings = 0  # tries to hear what sites report of a run's last version
         self.masked = Aggregation(registry, exchange)
         self.phase = Phase()
         self.problem: str | None = None  # the fault of the last turn
-        self._ready: dict[str, bytes] = {}  # site -> hash of the plan it is ready for
-        self._pauses = Pauses()
-        self._taken_up: bytes | None = None  # hash of the plan that this process works on
-        self._patience_ends = 0.0  # until when more than a quorum of sites is waited for
         self._wake = threading.Event()
 
     def wake(self) -> None:
@@ -110,13 +106,12 @@ class Conductor:
         told = not run.plan.aggregation.figures or run.round in self.registry.figures(run.plan.name)
         if told or self._closings >= CLOSING_TRIES or not _in_hours(run.plan):
             return True
-        if self._taken_up != run.plan.hash or time.monotonic() < self._patience_ends:
-            return False  # sites are still coming back to a new process
-        ready = [site for site in self.exchange.alive() if self._ready.get(site) == run.plan.hash]
-        return len(ready) < run.plan.quorum
+        if self.gathering.still_coming(run.plan):
+            return False
+        return len(self.gathering.ready(run.plan)) < run.plan.quorum
 
     def _end(self, run: Run, state: str) -> None:
-        self._taken_up = None
+        self.gathering.drop()
         if self.registry.set_state(run.plan.name, state, expected=run.state):
             log.info("run %s %s after round %d", run.plan.name, state, run.done)
             self.audit.append(f"run {state}", plan=run.plan.hash.hex(), round=run.done)
@@ -124,41 +119,20 @@ class Conductor:
     def _gather(self, run: Run) -> list[str]:
         """The sites of the next round, or nothing while too few are ready."""
         plan = run.plan
-        if self._taken_up != plan.hash:
-            self._taken_up, self._patience_ends = plan.hash, time.monotonic() + plan.gather_seconds
+        if self.gathering.take_up(plan):
             self._closings = 0
-            self._pauses.forget_all()
-        alive = self.exchange.alive() & set(plan.names)
         self._deliver_rolled_back(run)
-        self._prepare(run, alive & self.approvals.approved(plan))
-        ready = sorted(site for site in alive if self._ready.get(site) == plan.hash)
+        self.gathering.prepare(run, self.exchange.alive() & set(plan.names) & self.approvals.approved(plan))
+        ready = self.gathering.ready(plan)
         missing = tuple(sorted(set(plan.names) - set(ready)))
         if len(ready) < plan.quorum:
             self._show("waiting", missing, run.done + 1)
             return []
-        if missing and time.monotonic() < self._patience_ends:
+        if missing and self.gathering.still_coming(plan):
             self._show("gathering", missing, run.done + 1)
             return []
-        self._patience_ends = 0.0  # once it trains, nobody is waited for beyond the quorum
+        self.gathering.hurry()
         return ready
-
-    def _prepare(self, run: Run, sites: Collection[str]) -> None:
-        """Tell sites that do not say ``ready`` yet which run this is, and hear how far they are."""
-        for gone in set(self._ready) - set(sites):
-            self._ready.pop(gone, None)  # it may come back as a new process
-        unready = [site for site in sites if self._ready.get(site) != run.plan.hash]
-        asked = [site for site in unready if self._pauses.over(site)]
-        if not asked:
-            return
-        message = wire.Prepare(run.plan.canonical)
-        for site, answer in self.exchange.ask(dict.fromkeys(asked, message), SMALL_TRIP_SECONDS).items():
-            self.registry.note_readiness(site, _readiness(answer))
-            if isinstance(answer, wire.Readiness):
-                if answer.state == wire.READY:
-                    self._ready[site] = run.plan.hash
-                continue
-            self._pauses.begin(site)
-            log.warning("%s is not ready for run %s: %s", site, run.plan.name, _readiness(answer))
 
     def _round(self, run: Run, ready: list[str], *, close: bool = False) -> None:
         """Keys for all who are ready, training, their masked sum; a closing round is for what they report alone."""
@@ -200,17 +174,15 @@ class Conductor:
         answers = self.exchange.ask(dict.fromkeys(sites, request), plan.round_deadline_seconds)
         trained = sorted(site for site, answer in answers.items() if answer == wire.Trained(model))
         for site in trained:
-            self._pauses.forget(site)
+            self.gathering.pauses.forget(site)
             if use:
                 self.delivery.note(site, plan.name, run.round)
-        others = {site: _readiness(answers[site]) or "it trained on another model" for site in {*answers} - {*trained}}
+        others = {site: standing_of(answers[site]) or "it trained on another model" for site in {*answers} - {*trained}}
         return trained, model, others
 
     def _leave_out(self, number: int, failures: Mapping[str, str]) -> None:
         for site, reason in failures.items():
-            self._ready.pop(site, None)
-            if reason == DEADLINE or (reason.startswith("refused: ") and reason not in AT_ONCE):
-                self._pauses.begin(site)
+            self.gathering.leave_out(site, reason)
             log.warning("round %d goes on without %s: %s", number, site, reason)
 
     def _open(self, run: Run, seconds: float | None = None, received: int | None = None) -> None:
@@ -287,8 +259,7 @@ class Conductor:
 
     def site_left(self, site: str) -> None:
         """A site's process ended or a new session began: nothing is known of it any more."""
-        self._ready.pop(site, None)
-        self._pauses.forget(site)
+        self.gathering.forget(site)
         self.masked.forget(site)
         self.delivery.forget(site)
         self.approvals.forget(site)
@@ -304,10 +275,3 @@ class Conductor:
 
 def _in_hours(plan: Plan) -> bool:
     return plan.hours.holds(minute_of(dt.datetime.now(dt.UTC)))
-
-
-def _readiness(answer: wire.Message | Failure) -> str | None:
-    """How an answer that is no result reads in ``sites`` and the log."""
-    if isinstance(answer, wire.Readiness):
-        return answer.state
-    return problem_of(answer)

@@ -97,7 +97,7 @@ class Staged(Federation):
         self.registry.close()
         self.registry = Registry(self.folder)
         self.conductor = self.new_conductor()
-        self.conductor._pauses = NoPauses()
+        self.conductor.gathering.pauses = NoPauses()
 
     def restart(self, name: str) -> None:
         self.sites[name].restart()

@@ -103,7 +103,7 @@ def test_a_site_that_misses_its_deadline_does_not_hold_up_the_next_rounds_too(tm
     federation = Federation(tmp_path, plan_of(NAMES))
     federation.grid.slow = {"bank-b"}
     federation.turns(3)
-    pauses = federation.conductor._pauses
+    pauses = federation.conductor.gathering.pauses
     assert [set(v.cohort) for v in federation.registry.versions("sim")[1:]] == [set(NAMES) - {"bank-b"}] * 3
     assert pauses.length("bank-b") == FIRST_SECONDS, "it was asked once, in the first of three rounds"
     pauses.begin("bank-b")
