@@ -1,12 +1,13 @@
-"""Sites that answer wrongly, over real TLS against a real server: left out by name, and the run goes on."""
+"""Sites that answer wrongly are left out by name, a server that does is refused; over real TLS, and the run goes on."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from nexus_common import certs, wire
+from nexus_common import audit, certs, wire
 from nexus_common.plan import Plan
 from nexus_common.versions import trained_from
 from safetensors.numpy import load_file
@@ -118,3 +119,18 @@ def test_a_wrong_answer_to_a_plan_is_no_approval_and_costs_nobody_else_anything(
 def test_all_four_are_in_the_cohort_where_all_are_honest(federation: Federation) -> None:
     plan = plan_of(federation, "run-honest")
     assert run_with(federation, plan, SimSite("hospital-b", plan, identity(federation, "hospital-b"))) == list(SITES)
+
+
+def test_each_lie_of_a_server_is_refused_with_its_code_and_changes_nothing(federation: Federation) -> None:
+    federation.end("server")
+    federation.start("server", program=[sys.executable, str(Path(__file__).with_name("lying_server.py"))])
+    plan = plan_of(federation, "lied-to")
+    last = SimSite("hospital-b", plan, identity(federation, "hospital-b"))
+    assert run_with(federation, plan, last) == list(SITES)
+    told = [line.split() for line in federation.own_log("server").splitlines() if line.startswith("lie ")]
+    heard = {(kind, code) for _, kind, _, code, _, _ in told}
+    assert len(heard) == 13, told
+    assert [code.rstrip(",") for *_, code, _, _ in told] == [answer for *_, answer in told]
+    log = federation.keys("bank-a").parent / "audit.jsonl"
+    codes = {line.get("code") for line in audit.read(log)}
+    assert {code.rstrip(",") for _, code in heard} <= codes, "the site's log names every lie"
