@@ -148,7 +148,7 @@ def box_size(slots: int) -> int:
 
 def input_size(plan: ProtocolPlan) -> int:
     """Bytes of a masked input."""
-    return len(label("input")) + HASH + 1 + (plan.dim + 1) * (plan.mod_bits // 8) + SIGNATURE
+    return len(label("input")) + HASH + 1 + plan.packed_bytes + SIGNATURE
 
 
 def set_sig_body(ctx: bytes, survivors: int, site: int) -> bytes:

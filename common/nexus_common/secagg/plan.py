@@ -59,6 +59,11 @@ class ProtocolPlan:
         return tuple(name for name, _ in self.roster)
 
     @property
+    def packed_bytes(self) -> int:
+        """Bytes of the dim + 1 integers that travel."""
+        return (self.dim + 1) * (self.mod_bits // 8)
+
+    @property
     def quorum(self) -> int:
         """The fewest sites whose sum is ever opened."""
         return max(self.t, self.min_cohort)

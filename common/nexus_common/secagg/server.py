@@ -186,7 +186,7 @@ class Server:
     def _begin(self, slot: int, model_hash: bytes) -> None:
         self._slot, self._model_hash, self._opening, self.survivors = slot, model_hash, None, []
         self._sum = MaskedSum(self.plan.dim + 1, self.plan.mod_bits)
-        self._await("input", self._ctx, (self.plan.dim + 1) * (self.plan.mod_bits // 8), self._keys)
+        self._await("input", self._ctx, self.plan.packed_bytes, self._keys)
 
     @property
     def _ctx(self) -> bytes:
