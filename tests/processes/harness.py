@@ -63,6 +63,7 @@ class Federation:
         self.port, self.enrol_port = free_ports(2)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.links: dict[str, Link] = {}
+        self._threads: dict[str, threading.Thread] = {}  # of links
         self.server_program = [str(BIN / "nexus-server")]
         self._log_from: dict[str, int] = {}  # where the log of the newest process begins
 
@@ -206,14 +207,15 @@ class Federation:
         """The site's real connection in this process, with ``handle`` in place of training: cheap, or a liar."""
         journal = Journal(AuditLog(self.keys(site).parent / "audit.jsonl"))
         made = Link(f"127.0.0.1:{self.port}", self.keys(site), handle, journal)
-        threading.Thread(target=made.run, daemon=True).start()
-        self.links[site] = made
+        self.links[site], self._threads[site] = made, threading.Thread(target=made.run, daemon=True)
+        self._threads[site].start()
         until(f"{site} is connected", lambda: made.state == "connected")
         return made
 
     def unlink(self, site: str) -> None:
-        """End a link."""
+        """End a link, and wait until nothing of it reads from a connection that is closed."""
         self.links.pop(site).stop()
+        self._threads.pop(site).join(SLOW)
 
     def server_status(self) -> Any:
         """``nexus-server status``, asked for in the same way."""
