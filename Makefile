@@ -15,7 +15,7 @@ demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
