@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 import time
+from typing import Final
 
 from nexus_common import certs, rpc
 from nexus_common.disk import remove_unfinished, single_process
@@ -21,6 +22,7 @@ from nexus_client.status import status
 from nexus_client.workspace import Workspace
 
 log = logging.getLogger(__name__)
+STOP_WITHIN_SECONDS: Final = 5.0
 
 
 class Agent:
@@ -107,6 +109,7 @@ class Agent:
         log.info("stopping")
         started = time.monotonic()
         self.link.stop()
+        link.join(STOP_WITHIN_SECONDS)
         self._settle(now=True)
-        self._socket.stop(grace=1).wait(5)
+        self._socket.stop(grace=1).wait(STOP_WITHIN_SECONDS)
         log.info("stopped in %.1f s", time.monotonic() - started)

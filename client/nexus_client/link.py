@@ -120,7 +120,11 @@ class Link:
         return True
 
     def stop(self) -> None:
-        """End ``run`` after the message in work; say good-bye where that is possible."""
+        """End ``run`` after the message in work; say good-bye, upon which the server ends the question that it holds.
+
+        No connection is closed here: another thread may be reading from it, and OpenSSL would go on with the next file
+        that gets its descriptor, and write into that.
+        """
         self._stop.set()
         node, self._node = self._node, None
         if node is not None:
@@ -128,7 +132,6 @@ class Link:
                 self._link.DeactivateNode(fl.DeactivateNodeRequest(node_id=node.node_id))
             except (httpx.HTTPError, ValueError) as problem:
                 log.info("left without good-bye: %s", type(problem).__name__)
-        self._link._client.close()  # also ends a question that the server holds
 
     def _connect(self) -> int:
         """Begin a session; its number."""

@@ -213,7 +213,7 @@ class Federation:
         return made
 
     def unlink(self, site: str) -> None:
-        """End a link, and wait until nothing of it reads from a connection that is closed."""
+        """End a link, and wait for its thread."""
         self.links.pop(site).stop()
         self._threads.pop(site).join(SLOW)
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import logging
+import threading
 from pathlib import Path
 
 import httpx
@@ -98,3 +99,24 @@ def test_a_session_that_could_not_be_renewed_is_to_be_renewed_again(
     assert not link.renew()
     monkeypatch.setattr(link, "_connect", lambda: 1)
     assert link.renew()
+
+
+def test_no_connection_is_closed_under_a_thread_that_reads_from_it(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def held(_: object) -> None:
+        asked.set()
+        answered.wait(10)
+        raise httpx.RemoteProtocolError("the server ended the question")
+
+    monkeypatch.setattr(link, "_connect", lambda: 1)
+    monkeypatch.setattr(link._link, "PullMessages", held)
+    monkeypatch.setattr(link._link, "DeactivateNode", lambda _: answered.set())
+    link._node = fl.Node(node_id=2)
+    thread = threading.Thread(target=link.run, daemon=True)
+    thread.start()
+    assert asked.wait(10)
+    link.stop()
+    assert not link._link._client.is_closed
+    thread.join(10)
+    assert not thread.is_alive()
