@@ -32,7 +32,15 @@ class ProtocolRecord:
             path.chmod(0o600)
             self._db.executescript(_SCHEMA)  # its last line takes the lock, which is kept
         except sqlite3.Error as problem:
-            raise NexusError(f"{path} cannot be opened ({problem}); without it no update leaves this site") from None
+            remedy = (
+                "is another process using it, or the disk full?"
+                if isinstance(problem, sqlite3.OperationalError)
+                else "it is damaged; do not delete it or put an older one in its place, for then the server could have "
+                "one model opened twice: invite and join this site under a new name"
+            )
+            raise NexusError(
+                f"{path} cannot be opened ({problem}), and without it no update leaves this site; {remedy}"
+            ) from None
 
     def under(self, plan: Plan, protocol: ProtocolPlan) -> "PlanRecord":
         """The part that counts for one protocol plan; inputs are counted over all that derive from ``plan``."""

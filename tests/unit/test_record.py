@@ -114,7 +114,9 @@ def test_a_model_that_is_noted_again_keeps_its_first_time(record: ProtocolRecord
 
 
 def test_a_second_process_is_refused_with_words(record: ProtocolRecord, path: Path) -> None:
-    with pytest.raises(NexusError, match=r"cannot be opened \(database is locked\); without it no update leaves"):
+    with pytest.raises(
+        NexusError, match=r"cannot be opened \(database is locked\), and without it .* is another process"
+    ):
         ProtocolRecord(path)
     under(record, plan_of()).count_input()  # the first one goes on
     record.close()
@@ -161,6 +163,12 @@ def test_a_record_that_cannot_be_opened_is_an_error_with_its_path(tmp_path: Path
         path.write_bytes(os.urandom(5000))
     with pytest.raises(NexusError, match="record cannot be opened"):
         ProtocolRecord(tmp_path / "none" / "record" if what == "missing folder" else path)
+
+
+def test_a_damaged_record_is_said_to_be_damaged_and_not_to_be_deleted(path: Path) -> None:
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(NexusError, match="it is damaged; do not delete it"):
+        ProtocolRecord(path)
 
 
 def test_a_change_outlives_a_crash_of_sqlites_journal(path: Path) -> None:
