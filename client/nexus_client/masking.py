@@ -25,9 +25,13 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Made:
-    """What training on a model came to: the change, clipped, and the figures of the model itself."""
+    """What training on a model came to: the change, clipped, and the figures of the model itself.
+
+    ``other`` names the same weights in a round of the other kind, closing or not: only one of the two is ever opened.
+    """
 
     model: bytes
+    other: bytes
     update: Vector
     figures: dict[str, float]
 
@@ -42,6 +46,7 @@ class Masking:
         self.site, self._identity, self._records = site, identity, records
         self._plan: Plan | None = None
         self._client: Client | None = None
+        self._record: Record | None = None
         self.made: Made | None = None
 
     def take_up(self, plan: Plan) -> None:
@@ -50,7 +55,7 @@ class Masking:
             return
         (derived,) = plan.protocol_plans
         protocol = load(derived.encoded, {derived.hash}, self.site, certs.raw_identity(self._identity))
-        record = self._records.under(plan, protocol)
+        self._record = record = self._records.under(plan, protocol)
         self._plan, self._client = plan, Client(protocol, self.site, self._identity, record, os.urandom)
         self.made = None
 
@@ -62,7 +67,9 @@ class Masking:
         client.min_cohort = min_cohort
         if message.inbox:
             client.handle(message.inbox)
-        made = self.made
+        made, record = self.made, self._record
+        if made and record and label_of(message.data) == "round" and record.was_opened(made.other):
+            raise Refusal("model-replay", "the sum for these weights was opened in a round of the other kind")
         offer = Offer(made.model, lambda: _encoded(plan, client, made)) if made else None
         reply = client.handle(message.data, offer)
         if reply is None:

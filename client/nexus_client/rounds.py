@@ -150,7 +150,8 @@ class SiteRounds:
         if message.use:
             self._store(StoredAdapter(plan, message.round, vector))
         begins = trained_from(plan, message.round, vector)
-        model = wire.model_hash(layout, wire.pack(begins))
+        close, packed = bool(message.close), wire.pack(begins)
+        model, other = (wire.model_hash(layout, packed, close=named) for named in (close, not close))
         if self.masking.made is not None and self.masking.made.model == model:
             return wire.Trained(model)
         started = time.monotonic()
@@ -158,7 +159,7 @@ class SiteRounds:
         try:
             figures = held_out.report(begins)
             update = np.zeros(layout.dim, np.float32)
-            if not message.close:
+            if not close:
                 update = local_update(
                     layout,
                     begins,
@@ -176,7 +177,7 @@ class SiteRounds:
             self.progress = Progress("refused", run=plan.name, round=number, problem=str(problem))
             raise
         self.consent.require(plan)  # consent may have been withdrawn meanwhile
-        self.masking.made = Made(model, update, figures)
+        self.masking.made = Made(model, other, update, figures)
         self.progress = Progress("ready", run=plan.name, round=number, last_round_at=time.time())
         log.info(
             "round %d of %d: %d steps in %.1f s", number, plan.rounds, plan.local.steps, time.monotonic() - started

@@ -67,7 +67,8 @@ class TrainRound:
     """To a site: train on this version and keep the change for the masked sum.
 
     ``use`` is 1 where it is also the version in use; ``close`` is 1 in a run's last round, whose change is zero and
-    which is there for what sites report of the version.
+    which is there for what sites report of the version.  What a site answers depends on nothing that its model's name
+    does not hold, or a server could have all others send zeros and read what remains.
     """
 
     run: bytes
@@ -216,9 +217,13 @@ def unpack(data: bytes, layout: Layout) -> Vector:
     return vector
 
 
-def model_hash(layout: Layout, vector: bytes) -> bytes:
-    """Name a model by its content alone: under another number, run or plan the same weights are the same model."""
-    return hashlib.sha256(b"nexus model 1\n" + layout.hash + vector).digest()
+def model_hash(layout: Layout, vector: bytes, *, close: bool = False) -> bytes:
+    """Name a model by its content alone: under another number, run or plan the same weights are the same model.
+
+    In a closing round it has another name: sites of which some train and others do not must form no sum.
+    """
+    label = b"nexus closing model 1\n" if close else b"nexus model 1\n"
+    return hashlib.sha256(label + layout.hash + vector).digest()
 
 
 def purpose(message: Message) -> str:

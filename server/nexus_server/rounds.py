@@ -170,7 +170,8 @@ class Conductor:
         plan, vector = run.plan, self.registry.vector(run.plan.name, run.round)
         use = self.registry.in_use(plan.name) == run.round
         request = wire.TrainRound(plan.hash, run.round, int(use), int(close), wire.pack(vector))
-        model = wire.model_hash(plan.adapter.layout, wire.pack(trained_from(plan, run.round, vector)))
+        begins = wire.pack(trained_from(plan, run.round, vector))
+        model = wire.model_hash(plan.adapter.layout, begins, close=close)
         answers = self.exchange.ask(dict.fromkeys(sites, request), plan.round_deadline_seconds)
         trained = sorted(site for site, answer in answers.items() if answer == wire.Trained(model))
         for site in trained:

@@ -152,11 +152,12 @@ class SimSite:
         if not self.prepared:
             raise Refusal("wrong-context", "a process that has just started knows no run")
         begins = trained_from(self.plan, message.round, wire.unpack(message.vector, layout))
-        model, made = wire.model_hash(layout, wire.pack(begins)), self.masking.made
+        close, packed, made = bool(message.close), wire.pack(begins), self.masking.made
+        model, other = (wire.model_hash(layout, packed, close=named) for named in (close, not close))
         if made is None or made.model != model:
             self.trained += not message.close
             update = np.zeros(layout.dim, np.float32) if message.close else self.update(begins)
-            self.masking.made = Made(model, update, self.figures)
+            self.masking.made = Made(model, other, update, self.figures)
         if message.close:
             self.received.append(message.round)
         return wire.Trained(model)

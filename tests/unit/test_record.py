@@ -114,9 +114,7 @@ def test_a_model_that_is_noted_again_keeps_its_first_time(record: ProtocolRecord
 
 
 def test_a_second_process_is_refused_with_words(record: ProtocolRecord, path: Path) -> None:
-    with pytest.raises(
-        NexusError, match=r"cannot be opened \(database is locked\), and .* is another process"
-    ):
+    with pytest.raises(NexusError, match=r"cannot be opened \(database is locked\), and .* is another process"):
         ProtocolRecord(path)
     under(record, plan_of()).count_input()  # the first one goes on
     record.close()

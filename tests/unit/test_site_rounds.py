@@ -97,9 +97,9 @@ def train(number: int = 0, vector: bytes = FIRST, plan: Plan = PLAN, use: int = 
     return wire.TrainRound(plan.hash, number, use, 0, vector)
 
 
-def model_of(plan: Plan = PLAN, number: int = 0, vector: bytes = FIRST) -> bytes:
+def model_of(plan: Plan = PLAN, number: int = 0, vector: bytes = FIRST, *, close: bool = False) -> bytes:
     layout = plan.adapter.layout
-    return wire.model_hash(layout, wire.pack(trained_from(plan, number, wire.unpack(vector, layout))))
+    return wire.model_hash(layout, wire.pack(trained_from(plan, number, wire.unpack(vector, layout))), close=close)
 
 
 def stored(site: SiteRounds) -> tuple[str, int] | None:
@@ -133,7 +133,9 @@ def test_a_round_is_answered_with_the_models_hash_and_the_update_stays_here(site
 def test_a_closing_round_trains_nothing(site: SiteRounds, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(site)
     monkeypatch.setattr(module, "local_update", None)
-    assert site.handle(wire.TrainRound(PLAN.hash, 1, 1, 1, LATER)) == wire.Trained(model_of(number=1, vector=LATER))
+    closing = model_of(number=1, vector=LATER, close=True)
+    assert closing != model_of(number=1, vector=LATER)
+    assert site.handle(wire.TrainRound(PLAN.hash, 1, 1, 1, LATER)) == wire.Trained(closing)
     made = site.masking.made
     assert made is not None
     assert not made.update.any()

@@ -166,9 +166,10 @@ def test_packed_values_are_little_endian_whatever_the_array_is() -> None:
     assert wire.pack(np.array([[1.0, 2.0], [3.0, 4.0]], ">f4").T[0]) == b"\x00\x00\x80\x3f\x00\x00\x40\x40"
 
 
-def test_a_model_is_named_by_layout_and_content_and_nothing_else() -> None:
-    layouts = (Layout(), Layout(0, 0))
-    assert len({wire.model_hash(layout, vector) for layout in layouts for vector in (b"", VECTOR)}) == 4
+def test_a_model_is_named_by_layout_content_and_kind_of_round_and_nothing_else() -> None:
+    layouts, kinds = (Layout(), Layout(0, 0)), (False, True)
+    names = {wire.model_hash(one, data, close=kind) for one in layouts for data in (b"", VECTOR) for kind in kinds}
+    assert len(names) == 8
 
 
 def test_protocol_messages_are_logged_under_their_own_names() -> None:
