@@ -113,6 +113,11 @@ class Administration:
                 f"run {name} is finished: {run.done} rounds; `nexus-server plan new NAME --from {name} --rounds N` "
                 "writes a plan that continues it"
             )
+        if self.registry.spent(run):
+            raise NexusError(
+                f"run {name} has spent all masked inputs that its plan allows; `nexus-server plan new NAME --from "
+                f"{name}` writes a plan that goes on from its newest version"
+            )
         if self.registry.versions(name)[-1].state == WITHDRAWN:
             raise NexusError(
                 f"the newest version of run {name} is withdrawn, so it cannot go on; `nexus-server plan new NAME "
@@ -160,6 +165,7 @@ class Administration:
             in_use=self.registry.in_use(run.plan.name),
             cohort=rounds[-1].cohort if rounds else (),
             failed_rounds=self.registry.failed_rounds(run.plan.name),
+            spent=self.registry.spent(run),
             failures=self.registry.last_failure(run),
             round_seconds=tuple(v.seconds for v in rounds if v.seconds is not None)[-1000:],
             bytes_up_per_site_round=round(sum(measured) / len(measured)) if measured else None,

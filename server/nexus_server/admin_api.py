@@ -143,6 +143,7 @@ class Status(Body):
     problem: str | None = None
     cohort: tuple[str, ...] = ()
     failed_rounds: int = 0
+    spent: bool = False  # all masked inputs that the plan allows
     failures: dict[str, str] = Field(
         default_factory=dict
     )  # of the newest try of the next round, by site; "" is for the round itself

@@ -46,6 +46,7 @@ MIGRATIONS: Final = (
     CREATE TABLE figures (run TEXT NOT NULL REFERENCES runs(name), number INTEGER NOT NULL, name TEXT NOT NULL,
         value REAL NOT NULL, sites INTEGER NOT NULL, PRIMARY KEY (run, number, name)) STRICT;
     """,
+    "ALTER TABLE epochs ADD COLUMN asked INTEGER NOT NULL DEFAULT 0;",  # times masked inputs were asked for
 )
 
 

@@ -13,6 +13,9 @@ from nexus_server import flower as fs
 
 DEADLINE: Final = "the deadline passed"
 SILENT: Final = "the client fell silent"
+RESTARTED: Final = "the client restarted"
+NOT_CONNECTED: Final = "the client is not connected"
+MALFORMED: Final = "the reply is malformed"
 SMALL_TRIP_SECONDS: Final = 10.0
 
 

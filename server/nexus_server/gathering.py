@@ -8,13 +8,16 @@ from typing import Final
 from nexus_common import wire
 from nexus_common.plan import Plan
 
-from nexus_server.exchange import DEADLINE, SMALL_TRIP_SECONDS, Exchange, Failure, problem_of
+from nexus_server.exchange import NOT_CONNECTED, RESTARTED, SILENT, SMALL_TRIP_SECONDS, Exchange, Failure, problem_of
 from nexus_server.pauses import Pauses
 from nexus_server.records import Run
 from nexus_server.registry import Registry
 
 log = logging.getLogger(__name__)
-AT_ONCE: Final = frozenset(f"refused: {code}" for code in ("not-ready", "wrong-state", "wrong-context"))  # it restarted
+AT_ONCE: Final = frozenset(
+    {SILENT, RESTARTED, NOT_CONNECTED} | {f"refused: {code}" for code in ("not-ready", "wrong-state", "wrong-context")}
+)
+"""What a site that has just restarted, or lost its connection, looks like: it is asked again as soon as it is there."""
 
 
 class Gathering:
@@ -72,7 +75,7 @@ class Gathering:
     def leave_out(self, site: str, reason: str) -> None:
         """A round goes on without a site, which has to say ``ready`` again; later where it refuses or is stuck."""
         self._ready.pop(site, None)
-        if reason == DEADLINE or (reason.startswith("refused: ") and reason not in AT_ONCE):
+        if reason not in AT_ONCE:
             self.pauses.begin(site)
 
     def forget(self, site: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from nexus_common import flower as fl
 
 from nexus_server import flower as fs
-from nexus_server.exchange import DEADLINE, SILENT
+from nexus_server.exchange import DEADLINE, MALFORMED, NOT_CONNECTED, RESTARTED, SILENT
 
 log = logging.getLogger(__name__)
 SILENCE_SECONDS: Final = 10.0  # without any request after which a site counts as lost
@@ -123,8 +123,9 @@ class LocalGrid(fs.Grid):
                 fl.name_by_content(message)
                 objects, tree = fl.get_all_nested_objects(message), fl.get_object_tree(message)
                 session = self.state.start_session(self.run_id)
-                stored, missing = self.state.store_message_and_object_tree(fl.sent_ahead(message), tree, session)
-                for object_id in missing:
+                ahead = fl.sent_ahead(message)
+                stored, missing = self.state.store_message_and_object_tree(ahead, tree, session)
+                for object_id in () if fl.has_all(ahead) else missing:
                     self.state.store_object(self.run_id, session, object_id, objects[object_id].deflate())
             ids.append(message.metadata.message_id if stored else None)
         return ids
@@ -143,7 +144,7 @@ class LocalGrid(fs.Grid):
         pending: dict[str, fl.Message] = {}
         for message, ins_id in zip(sent, self.push_messages(sent), strict=True):
             if ins_id is None:
-                answers.append(_error(message, "the client is not connected"))
+                answers.append(_error(message, NOT_CONNECTED))
             else:
                 pending[ins_id] = message
         self._pending = pending
@@ -177,11 +178,12 @@ class LocalGrid(fs.Grid):
             whole = self._whole(reply) if reply else None
         except Exception as fault:  # noqa: BLE001  a site must not be able to stop the round
             log.warning("a reply could not be decoded: %s", type(fault).__name__)
-            return _error(message, "the reply is malformed")
+            return _error(message, MALFORMED)
         if whole is not None:
             if whole.metadata.src_node_id == fl.SUPERLINK_NODE_ID:  # Flower's own error
                 return _error(message, (whole.has_error() and whole.error.reason) or "Flower answered itself")
-            return whole
+            # A NEXUS site sends no Flower errors, and words of its own choice reach no log and no screen.
+            return _error(message, MALFORMED) if whole.has_error() else whole
         problem = self._problem(ins_id, message, end)
         return _error(message, problem) if problem else None
 
@@ -210,7 +212,7 @@ class LocalGrid(fs.Grid):
     def _problem(self, ins_id: str, message: fl.Message, end: float) -> str | None:
         now = time.monotonic()
         if ins_id in self._orphans:
-            return "the client restarted"
+            return RESTARTED
         if now - self.seen.get(message.metadata.dst_node_id, float("-inf")) > SILENCE_SECONDS:
             return SILENT
         return DEADLINE if now > end else None

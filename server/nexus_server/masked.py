@@ -19,7 +19,7 @@ from nexus_common.secagg.plan import ProtocolPlan
 from nexus_common.secagg.server import Server
 from numpy.typing import NDArray
 
-from nexus_server.exchange import DEADLINE, SILENT, SMALL_TRIP_SECONDS, Exchange, Failure, problem_of
+from nexus_server.exchange import NOT_CONNECTED, RESTARTED, SMALL_TRIP_SECONDS, Exchange, Failure, problem_of
 from nexus_server.records import Run
 from nexus_server.registry import Registry
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 SET_UPS: Final = 3  # tries to deal an epoch, each without those who fell silent in the one before
 AGAIN_SECONDS: Final = 0.2
 COMES_BACK: Final = frozenset({"paused", "outside-hours", "policy-invalid", "site-failed", "not-ready"})
+NO_KEYS: Final = frozenset({"refused: wrong-state", "refused: share-decrypt"})  # another epoch takes it in again
 NORM_SLACK: Final = 1.001  # rounding of a vector that was scaled to exactly clip_norm
 
 
@@ -101,6 +102,7 @@ class Aggregation:
         """
         self.failures, server = {}, self._dealt
         self._slot += 1
+        self.registry.count_slot(server.plan.hash)
         message = server.round(self._slot, model)
         self._trip(run, server, dict.fromkeys(sites, message), self._inboxes)
         for site in _named(server, server.heard):
@@ -186,14 +188,14 @@ class Aggregation:
                 for site, data in waiting.items()
             }
             for site, answer in self.exchange.ask(asks, left).items():
-                if not isinstance(answer, Failure) or answer.reason in (DEADLINE, SILENT):
+                if not isinstance(answer, Failure) or answer.reason not in (RESTARTED, NOT_CONNECTED):
                     del waiting[site]
                 if (reason := _taken(server, answer)) is None:
                     self.failures.pop(site, None)
                 else:
                     self.failures[site] = reason
                     log.info("round %d, %s of %s: %s", run.round + 1, server.kind, site, reason)
-                if reason == "refused: wrong-state":
+                if reason in NO_KEYS:
                     self.forget(site)
             if waiting:
                 time.sleep(AGAIN_SECONDS)

@@ -40,7 +40,7 @@ PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
 class Phase:
     """What the run does or waits for now."""
 
-    name: str = "idle"  # idle, resting, gathering, waiting, training, delivering
+    name: str = "idle"  # idle, resting, gathering, waiting, training, adding, opening, delivering
     since: float = field(default_factory=time.time)
     missing: tuple[str, ...] = ()
     round: int | None = None
@@ -92,6 +92,9 @@ class Conductor:
             self.pause(LOOK_AGAIN_SECONDS)
         elif self.masked.is_opening(run):
             self._open(run)
+        elif self.registry.spent(run):
+            log.error("run %s ends: all masked inputs that its plan allows are spent; make a new plan", run.plan.name)
+            self._end(run, FINISHED if run.done >= run.plan.rounds else STOPPED)
         elif cohort := self._gather(run):
             self._round(run, cohort, close=run.done >= run.plan.rounds)
         else:
@@ -157,10 +160,6 @@ class Conductor:
             left_out |= self.masked.failures
             self._leave_out(number, left_out)
             self._came_to_nothing(run, left_out or {"": str(refusal)})
-            spent = [site for site, reason in left_out.items() if reason == "refused: rounds-spent"]
-            if len(plan.names) - len(spent) < plan.quorum:
-                log.error("run %s stops: sites have sent all masked inputs that it allows; make a new plan", plan.name)
-                self._end(run, STOPPED)
         else:
             self._leave_out(number, left_out | self.masked.failures)
             self._open(run, time.monotonic() - started, self.exchange.bytes_up() - before)
@@ -175,7 +174,6 @@ class Conductor:
         answers = self.exchange.ask(dict.fromkeys(sites, request), plan.round_deadline_seconds)
         trained = sorted(site for site, answer in answers.items() if answer == wire.Trained(model))
         for site in trained:
-            self.gathering.pauses.forget(site)
             if use:
                 self.delivery.note(site, plan.name, run.round)
         others = {site: standing_of(answers[site]) or "it trained on another model" for site in {*answers} - {*trained}}
@@ -215,10 +213,12 @@ class Conductor:
         after = optimiser.apply(trained_from(plan, run.round, vector), found.mean)
         if not np.isfinite(after).all():  # every site would refuse it for ever
             log.error("round %d gave a version that is not finite; server.step is too large", number)
-            self._came_to_nothing(run, {"": "the new version is not finite"})
             self._go_around(run)
+            self._came_to_nothing(self.registry.run(plan.name) or run, {"": "the new version is not finite"})
             return
         digest = vector_hash(wire.pack(after))
+        for site in found.cohort:
+            self.gathering.pauses.forget(site)
         self.audit.append("version", plan=plan.hash.hex(), version=number, sha256=digest, cohort=found.cohort)
         made = (after, optimiser.state(), found.cohort, seconds, received, found.reported)
         if not self.registry.commit_round(run, *made):
@@ -241,6 +241,7 @@ class Conductor:
         digest = vector_hash(wire.pack(vector))
         self.audit.append("model spent", plan=plan.hash.hex(), version=number, beside=digest)
         self.registry.go_around(run, vector)
+        self.pause(PAUSE_AFTER_FAILURE_SECONDS)
 
     def _came_to_nothing(self, run: Run, reasons: dict[str, str]) -> None:
         self.registry.note_failed_round(run.plan.name, run.round + 1, reasons)

@@ -184,6 +184,11 @@ class Runs(Sums):
         """How many rounds of a run came to nothing."""
         return int(self.rows("SELECT count(*) AS failed FROM failed_rounds WHERE run = ?", run)[0]["failed"])
 
+    def spent(self, run: Run) -> bool:
+        """Whether sites have given all masked inputs that a run's plan allows, failed rounds included."""
+        (protocol,) = run.plan.protocol_plans
+        return max(self.slots_asked(protocol.hash), run.round) >= protocol.rounds
+
     def last_failure(self, run: Run) -> dict[str, str]:
         """Why the newest try of a run's next round came to nothing, by site; empty where none did."""
         newest = "SELECT reasons FROM failed_rounds WHERE run = ? AND number = ? ORDER BY rowid DESC LIMIT 1"

@@ -22,8 +22,21 @@ class Sums(Database):
         with self.transaction() as db:
             found = db.execute("SELECT last FROM epochs WHERE protocol_plan = ?", (protocol_plan,)).fetchone()
             number = max((found[0] if found else 0) + 1, int(time.time()))
-            db.execute("INSERT OR REPLACE INTO epochs VALUES (?, ?)", (protocol_plan, number))
+            change = (
+                "INSERT INTO epochs VALUES (?, ?, 0) ON CONFLICT (protocol_plan) DO UPDATE SET last = excluded.last"
+            )
+            db.execute(change, (protocol_plan, number))
         return number
+
+    def count_slot(self, protocol_plan: bytes) -> None:
+        """Masked inputs are about to be asked for; each site gives a bounded number of them."""
+        with self.transaction() as db:
+            db.execute("UPDATE epochs SET asked = asked + 1 WHERE protocol_plan = ?", (protocol_plan,))
+
+    def slots_asked(self, protocol_plan: bytes) -> int:
+        """How often masked inputs were asked for under a plan."""
+        rows = self.rows("SELECT asked FROM epochs WHERE protocol_plan = ?", protocol_plan)
+        return rows[0]["asked"] if rows else 0
 
     def keep_opening(self, run: str, number: int, opening: Opening) -> None:
         """Before ``open`` leaves: all that opening the sum of version ``number`` takes."""

@@ -28,6 +28,8 @@ def _run(status: admin.Status) -> str:
     if status.failures and status.state != "finished":
         failed += f"; the last try: {'; '.join(starmap(_failure, status.failures.items()))}"
     head = f"run {status.run}: {status.state}, {status.round} of {status.rounds} rounds done{failed}"
+    if status.state == "stopped" and status.spent:
+        head += "; all masked inputs that its plan allows are spent: nexus-server plan new --from"
     missing = ", ".join(status.missing)
     if status.state not in ("running", "stopping"):
         return head
@@ -39,8 +41,8 @@ def _run(status: admin.Status) -> str:
         )
     if status.phase == "opening":
         return (
-            f"{head}; waiting for {missing} since {moment(status.phase_since)}, without which the sum of "
-            "the round does not open; nothing is lost"
+            f"{head}; waiting since {moment(status.phase_since)} for what {missing} can give to open the round's sum; "
+            "nothing is lost"
         )
     if status.phase == "resting":
         return f"{head}; resting until the plan's hours begin"

@@ -3,6 +3,7 @@
 import collections
 import functools
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import pytest
 from nexus_common import wire
 from nexus_common.errors import Refusal
 from nexus_common.secagg import keys
+from nexus_common.secagg.labels import label_of
 from nexus_server import sums
-from nexus_server.records import MADE, MIDPOINT, STOPPED
+from nexus_server.pauses import FIRST_SECONDS
+from nexus_server.records import FINISHED, MADE, MIDPOINT, STOPPED
 from nexus_server.registry import Registry
 from nexus_server.vectors import VectorFiles
 
@@ -194,14 +197,79 @@ def test_a_site_that_refuses_its_keys_does_not_cost_all_others_new_ones_in_every
     assert federation.grid.trips.count("setup") == 1
 
 
-def test_a_run_whose_sites_have_sent_all_that_its_plan_allows_stops_and_says_so(tmp_path: Path) -> None:
-    federation = staged(tmp_path, 3)
+@pytest.mark.parametrize(("slots", "done", "state"), [(1, 1, STOPPED), (2, 2, FINISHED)])
+def test_a_run_that_has_spent_all_inputs_ends(tmp_path: Path, slots: int, done: int, state: str) -> None:
+    federation = staged(tmp_path, 5)
     (protocol,) = federation.plan.protocol_plans
-    federation.sites["bank-b"].memory.under(federation.plan, protocol).sent = protocol.rounds - 1
+    federation.registry.next_epoch(protocol.hash)
+    for _ in range(protocol.rounds - slots):
+        federation.registry.count_slot(protocol.hash)
     federation.turns(3)
-    assert (federation.state, federation.done) == (STOPPED, 1)
-    run = federation.registry.run("sim")
-    assert federation.registry.last_failure(run) == {"bank-b": "refused: rounds-spent"}
+    federation.restart_server()
+    federation.turns(1)
+    assert (federation.state, federation.done) == (state, done)
+    assert federation.registry.spent(federation.registry.run("sim"))
+
+
+def test_a_run_of_midpoints_ends_where_sites_refuse_further_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = staged(tmp_path, 3)
+    federation.grid.hook = lambda *now: now == ("before", "open") and federation.restart("bank-b")
+    (protocol,) = federation.plan.protocol_plans
+    federation.turns(2 * protocol.rounds)
+    assert (federation.state, federation.done) == (STOPPED, 0)
+    assert federation.registry.run("sim").round <= protocol.rounds
+
+
+class Spoilt(Site):
+    """What a test makes of its replies in secure aggregation."""
+
+    spoil: Callable[[wire.Ask, Callable[[], wire.Message]], wire.Message]
+
+    def say(self, message: wire.Ask) -> wire.Message:
+        return self.spoil(message, lambda: super(Spoilt, self).say(message))
+
+
+def with_a_spoilt_site(folder: Path, spoil: Callable[[wire.Ask, Callable[[], wire.Message]], wire.Message]) -> Staged:
+    federation = Staged(folder, plan_of(FIVE, rounds=3), bank_c=Spoilt)
+    federation.sites["bank-c"].spoil = spoil  # type: ignore[attr-defined]
+    return federation
+
+
+def test_a_site_whose_replies_do_not_decode_is_left_alone_and_costs_no_new_keys(tmp_path: Path) -> None:
+    federation = with_a_spoilt_site(tmp_path, lambda *_: wire.Trained(b"short"))
+    federation.conductor = federation.new_conductor()  # with pauses
+    federation.turns(3)
+    assert len(federation.cohorts) == 3
+    assert federation.grid.trips.count("setup") == 1
+    assert federation.conductor.gathering.pauses.length("bank-c") > 0
+
+
+def test_a_site_that_trains_but_gives_no_input_is_left_alone_ever_longer(tmp_path: Path) -> None:
+    def spoil(message: wire.Ask, honest: Callable[[], wire.Message]) -> wire.Message:
+        return wire.Refused("site-failed") if label_of(message.data) == "round" else honest()
+
+    federation = with_a_spoilt_site(tmp_path, spoil)
+    federation.conductor = federation.new_conductor()
+    pauses, lengths = federation.conductor.gathering.pauses, []
+    for _ in range(3):
+        federation.turns(1)
+        lengths.append(pauses.length("bank-c"))
+        pauses._until["bank-c"] = (0.0, lengths[-1])  # it is over
+    assert lengths == [FIRST_SECONDS, 2 * FIRST_SECONDS, 4 * FIRST_SECONDS]
+
+
+def test_a_site_whose_keys_were_spoilt_is_in_the_next_epoch(tmp_path: Path) -> None:
+    spoilt = [1]
+
+    def spoil(message: wire.Ask, honest: Callable[[], wire.Message]) -> wire.Message:
+        return wire.Refused("share-decrypt") if message.inbox and spoilt and spoilt.pop() else honest()
+
+    federation = with_a_spoilt_site(tmp_path, spoil)
+    federation.finish()
+    assert federation.cohorts == [tuple(name for name in FIVE if name != "bank-c"), FIVE, FIVE]
+    assert federation.grid.trips.count("setup") == 2
 
 
 def test_the_third_try_to_deal_keys_counts(tmp_path: Path) -> None:

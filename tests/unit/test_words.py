@@ -19,7 +19,14 @@ RUNNING = {"run": "first", "state": "running", "round": 4, "rounds": 9, "quorum"
         (RUNNING | {"phase": "waiting", "sites": 3}, "with 3 sites nobody can be spared; nothing is lost"),
         (RUNNING | {"phase": "gathering", "missing": ("b",)}, "enough sites are ready, giving b a moment to come"),
         (RUNNING | {"phase": "resting"}, "resting until the plan's hours begin"),
-        (RUNNING | {"phase": "opening", "missing": ("b",)}, "waiting for b since "),
+        (
+            RUNNING | {"phase": "opening", "missing": ("b",)},
+            "for what b can give to open the round's sum; nothing",
+        ),
+        (
+            RUNNING | {"state": "stopped", "spent": True},
+            "all masked inputs that its plan allows are spent: nexus",
+        ),
         (RUNNING | {"failures": {"a": "refused: paused"}}, "; the last try: a refused: paused (the site has paused"),
         (RUNNING | {"state": "stopped", "failures": {"": "x", "b": "y"}}, "4 of 9 rounds done; the last try: x; b y"),
         (RUNNING | {"cohort": ("a", "b", "c"), "round_seconds": (9.0, 1.25)}, "last round with a, b, c, 1.2 s"),
