@@ -243,3 +243,16 @@ def test_noise_draws_new_coins_for_every_value() -> None:
 def test_epsilon_is_the_vectors_within_1_percent(row: Any) -> None:
     found = epsilon_of(row["noise"], row["sampling"], row["rounds"], row["delta"])
     assert found == pytest.approx(row["epsilon"], rel=0.01)
+
+
+@pytest.mark.parametrize("dim", [16_383, 16_384, 16_385, 147_840])
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_fixed_point_in_pieces_is_the_formula_at_once(dim: int, kind: type) -> None:
+    plan, rng = replace(plan_of(CODEC["encode"][0]), dim=dim), np.random.default_rng(dim)
+    update = (rng.standard_normal(dim) * plan.range).astype(kind)
+    coins = rng.integers(0, 2**32, dim, np.uint32)
+    scale = (plan.weight_max * plan.q) / (plan.range * plan.weight_max)
+    z = np.minimum(np.maximum(update.astype(np.float64), -plan.range), plan.range) * scale
+    whole = np.clip(np.floor(z + coins * 2.0**-32), -plan.q, plan.q)
+    found = codec.fixed_point(plan, update, plan.weight_max, coins)
+    np.testing.assert_array_equal(found, np.append(whole, plan.weight_max).astype(np.int64))

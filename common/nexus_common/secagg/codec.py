@@ -46,7 +46,7 @@ def fixed_point(plan: ProtocolPlan, update: Floats, weight: int, coins: NDArray[
     integers = np.empty(plan.dim + 1, np.int64)
     for start in range(0, plan.dim, _PIECE):
         piece = slice(start, min(start + _PIECE, plan.dim))
-        z = np.clip(update[piece], -plan.range, plan.range)
+        z = np.clip(update[piece].astype(np.float64), -plan.range, plan.range)
         z *= scale
         z += coins[piece] * 2.0**-32
         integers[piece] = np.clip(np.floor(z, out=z), -plan.q, plan.q, out=z)

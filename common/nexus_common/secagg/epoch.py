@@ -117,10 +117,14 @@ def unpack(
     """The shares of all present sites' secrets, from the boxes of the others, ascending; Refusal ``share-decrypt``."""
     shares = {s: dict(own) for s, own in dealt.shares.items()}
     for sender, box in zip((j for j in dealt.present if j != site), boxes, strict=True):
-        text = keys.unseal(dealt.box_keys[sender], box)
+        name = plan.roster[sender][0]
+        try:
+            text = keys.unseal(dealt.box_keys[sender], box)
+        except Refusal:
+            raise Refusal("share-decrypt", f"the box of {name} does not open: {name} or the server spoilt it") from None
         both = [text[at : at + shamir.SHARE] for at in range(0, len(text), shamir.SHARE)]
         if any(shamir.from_bytes(one) is None for one in both):
-            raise Refusal("share-decrypt", f"{plan.roster[sender][0]} dealt a share that is not below p")
+            raise Refusal("share-decrypt", f"{name} dealt a share that is not below p")
         for s in range(plan.slots):
             shares[s][sender] = (both[2 * s], both[2 * s + 1])
     return {s: dict(sorted(of.items())) for s, of in shares.items()}
