@@ -65,6 +65,8 @@ class Masking:
         if client is None or plan is None or plan.hash != message.run:
             raise Refusal("wrong-context", "a message for a run that this site was not prepared for")
         client.min_cohort = min_cohort
+        if message.inbox and label_of(message.inbox) != "inbox":
+            raise Refusal("malformed", "another message in the place of an inbox")
         if message.inbox:
             client.handle(message.inbox)
         made, record = self.made, self._record

@@ -4,6 +4,8 @@ One SQLite file, synced at every change before the reply that it belongs to leav
 is not part of any backup: an old record would let a server open a model twice.
 """
 
+import hmac
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -17,6 +19,8 @@ _SCHEMA = """
     PRAGMA synchronous = FULL;
     CREATE TABLE IF NOT EXISTS epochs (protocol_plan BLOB PRIMARY KEY, last INTEGER NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS inputs (plan BLOB PRIMARY KEY, sent INTEGER NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS trained (plan BLOB, model BLOB, PRIMARY KEY (plan, model)) STRICT;
+    CREATE TABLE IF NOT EXISTS secret (value BLOB NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS opened (model BLOB PRIMARY KEY, at REAL NOT NULL) STRICT;
     BEGIN EXCLUSIVE; COMMIT;
 """
@@ -45,6 +49,22 @@ class ProtocolRecord:
     def under(self, plan: Plan, protocol: ProtocolPlan) -> "PlanRecord":
         """The part that counts for one protocol plan; inputs are counted over all that derive from ``plan``."""
         return PlanRecord(self, plan.hash, protocol.hash)
+
+    def draws(self, model: bytes) -> int:
+        """256 bits for batches and dropout on a model: the same each time, and known to nobody else.
+
+        Whoever knew them could take what two sites do with two nearly equal models apart exactly.
+        """
+        rows = self._db.execute("SELECT value FROM secret").fetchall()
+        if not rows:
+            rows = [(os.urandom(32),)]
+            self.write("INSERT INTO secret VALUES (?)", *rows[0])
+        return int.from_bytes(hmac.digest(rows[0][0], model, "sha256"), "little")
+
+    def models_trained(self, plan: bytes, model: bytes) -> int:
+        """How many different models a plan has had trained here, this one, which is noted, among them."""
+        self.write("INSERT OR IGNORE INTO trained VALUES (?, ?)", plan, model)
+        return self.number("SELECT count(*) FROM trained WHERE plan = ?", plan)
 
     def number(self, query: str, key: bytes) -> int:
         """The one number that a query finds, 0 where it finds none."""

@@ -11,13 +11,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_common import wire
 from nexus_common.audit import read
 from nexus_common.errors import NexusError, Refusal
+from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.versions import StoredAdapter, trained_from, vector_hash
 
@@ -26,6 +28,7 @@ from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
 from nexus_client.masking import Made, Masking
 from nexus_client.record import ProtocolRecord
+from nexus_client.taken import birth_hash, check_first, check_number, check_reach
 from nexus_client.train import local_update, warm_up
 from nexus_client.workspace import Readied, Workspace
 
@@ -52,7 +55,7 @@ class SiteRounds:
         self, workspace: Workspace, identity: Ed25519PrivateKey, consent: Consent, record: ProtocolRecord
     ) -> None:
         self.workspace, self.identity, self.consent = workspace, identity, consent
-        self.masking = Masking(workspace.place.site, identity, record)
+        self.record, self.masking = record, Masking(workspace.place.site, identity, record)
         self.progress = Progress()
         self._plan: Plan | None = None
         self._readied: Readied | None = None
@@ -138,15 +141,15 @@ class SiteRounds:
     def _train(self, message: wire.TrainRound) -> wire.Message:
         plan = self._current(message.run)
         self.consent.require(plan)
-        readied, held_out = self._readied, self._held_out
-        if readied is None or held_out is None:
+        if self._readied is None or self._held_out is None:
             raise Refusal("not-ready")
         self._require_rows()
         layout, number = plan.adapter.layout, message.round + 1
-        _check_number(plan, message.round)
+        check_number(plan, message.round)
         vector = wire.unpack(message.vector, layout)
+        check_reach(plan, message.round, vector)
         if message.round == 0:
-            _check_first(plan, message.vector)
+            check_first(plan, message.vector)
         if message.use:
             self._store(StoredAdapter(plan, message.round, vector))
         begins = trained_from(plan, message.round, vector)
@@ -154,35 +157,63 @@ class SiteRounds:
         model, other = (wire.model_hash(layout, packed, close=named) for named in (close, not close))
         if self.masking.made is not None and self.masking.made.model == model:
             return wire.Trained(model)
+        self._require_few(plan, model)
         started = time.monotonic()
         self.progress = Progress("training", 0, plan.local.steps, plan.name, number)
-        try:
-            figures = held_out.report(begins)
-            update = np.zeros(layout.dim, np.float32)
-            if not close:
-                update = local_update(
-                    layout,
-                    begins,
-                    readied.tasks,
-                    readied.states,
-                    plan.local,
-                    self._rng(model),
-                    lambda done: self._on_step(done, plan, number),
-                )
-        except NotCached as problem:
-            log.warning("%s", problem)
-            self._readied = None
-            raise Refusal("not-ready") from None
-        except NexusError as problem:
-            self.progress = Progress("refused", run=plan.name, round=number, problem=str(problem))
-            raise
-        self.consent.require(plan)  # consent may have been withdrawn meanwhile
+        figures, update = self._work(plan, message, begins, model)
+        self._require_consent(plan, number)
         self.masking.made = Made(model, other, update, figures)
-        self.progress = Progress("ready", run=plan.name, round=number, last_round_at=time.time())
+        self.progress = replace(self.progress, phase="ready", last_round_at=time.time())
         log.info(
             "round %d of %d: %d steps in %.1f s", number, plan.rounds, plan.local.steps, time.monotonic() - started
         )
         return wire.Trained(model)
+
+    def _require_consent(self, plan: Plan, number: int) -> None:
+        """It may have been withdrawn while the site trained."""
+        try:
+            self.consent.require(plan)
+        except Refusal as refusal:
+            self.progress = Progress("refused", run=plan.name, round=number, problem=str(refusal))
+            raise
+
+    def _require_few(self, plan: Plan, model: bytes) -> None:
+        """Refuse more different models than a run of the plan can have; each one trained shows how long it takes."""
+        most = plan.protocol_plans[0].rounds + 1  # and the closing one
+        if (count := self.record.models_trained(plan.hash, model)) > most:
+            raise Refusal("rounds-spent", f"{count} different models to train on, plan {plan.name} has at most {most}")
+
+    def _work(
+        self, plan: Plan, message: wire.TrainRound, begins: Vector, model: bytes
+    ) -> tuple[dict[str, float], Vector]:
+        """Figures and update, for the sum alone: whatever goes wrong with these rows, the server hears the same.
+
+        With weights of its own choice it could otherwise ask for any text whether it is here.
+        """
+        readied, held_out, number = self._readied, self._held_out, message.round + 1
+        if readied is None or held_out is None:
+            raise Refusal("not-ready")
+        layout = plan.adapter.layout
+        nothing = np.zeros(layout.dim, np.float32)
+        try:
+            figures = held_out.report(begins)
+            if message.close:
+                return figures, nothing
+            rng = np.random.default_rng(self.record.draws(model))
+            on_step = partial(self._on_step, plan=plan, number=number)
+            tasks, states = readied.tasks, readied.states
+            return figures, local_update(layout, begins, tasks, states, plan.local, rng, on_step)
+        except NotCached as fault:
+            log.warning("%s", fault)
+            self._readied = None
+            raise Refusal("not-ready") from None
+        except Exception as fault:
+            self._require_consent(plan, number)  # that it was withdrawn is what ended the training, and may be said
+            known = isinstance(fault, NexusError)
+            log.error("round %d: this site adds zeros: %s", number, fault, exc_info=None if known else fault)
+            text = f"round {number}: {fault if known else type(fault).__name__}; zeros were sent in its place"
+            self.progress = replace(self.progress, problem=text)
+            return {}, nothing
 
     def _ask(self, message: wire.Ask) -> wire.Message:
         plan = self._current(message.run)
@@ -193,17 +224,14 @@ class SiteRounds:
         self.consent.require(plan)  # consent may have been withdrawn meanwhile
         self.progress = Progress("training", done, plan.local.steps, plan.name, number)
 
-    def _rng(self, model: bytes) -> np.random.Generator:
-        """Batches drawn from model and site: a repeated round draws the same ones."""
-        return np.random.default_rng([int.from_bytes(model[:8], "little"), *self.workspace.place.site.encode()])
-
     def _deliver(self, message: wire.Deliver) -> wire.Message:
         """Take a version for use: of the approved plan, or one that was here before; so versions are called back."""
         plan = self.consent.plan(message.run)
-        _check_number(plan, message.round)
+        check_number(plan, message.round)
         vector = wire.unpack(message.vector, plan.adapter.layout)
         if not self._had(plan, message):
             self.consent.require(plan)
+            check_reach(plan, message.round, vector)
         self._store(StoredAdapter(plan, message.round, vector))
         log.info("version %d of run %s received", message.round, plan.name)
         return wire.Received(wire.model_hash(plan.adapter.layout, message.vector))
@@ -211,7 +239,7 @@ class SiteRounds:
     def _had(self, plan: Plan, message: wire.Deliver) -> bool:
         """Whether a version is harmless: the base model's own output, or accepted here before, as the log says."""
         digest = vector_hash(message.vector)
-        if digest == _birth_hash(plan):
+        if digest == birth_hash(plan):
             return True
         wanted = ("version accepted", plan.hash.hex(), message.round, digest)
         lines = read(self.workspace.place.audit_file)
@@ -225,29 +253,3 @@ class SiteRounds:
             return
         self.consent.audit.append("version accepted", plan=plan, version=version.number, sha256=digest)
         version.write(self.workspace.place.federated_file)
-
-
-def _birth_hash(plan: Plan) -> str:
-    """Of the base model's own output as a version."""
-    return vector_hash(wire.pack(plan.adapter.layout.first_vector(plan.adapter.seed_bytes)))
-
-
-def _check_first(plan: Plan, vector: bytes) -> None:
-    """Refuse a first version other than the one that the plan fixes.
-
-    (A server that lies about a version's number gets around it; it chooses every later version in any case.)
-    """
-    origin = plan.origin
-    if origin is None:
-        fixed: str | None = _birth_hash(plan)
-    else:
-        fixed = origin.vector  # None: the newest of the plan before, whichever that was
-    if fixed is not None and vector_hash(vector) != fixed:
-        raise Refusal("wrong-context", f"the first version of run {plan.name} is not the one that its plan fixes")
-
-
-def _check_number(plan: Plan, number: int) -> None:
-    """Refuse a version that the plan's rounds cannot reach; failed ones and rollbacks count (specification, "Plan")."""
-    most = plan.protocol_plans[0].rounds
-    if number >= most:
-        raise Refusal("wrong-context", f"version {number}, plan {plan.name} reaches at most {most - 1}")

@@ -48,6 +48,7 @@ REFUSALS: Final[dict[str, str]] = {
     "wrong-context": "a message for another run, round, model or layout than the one in progress",
     "bad-signature": "a signature that does not verify under the enrolled identity key",
     "bad-update": "an update of the wrong length, or with values that are not finite",
+    "bad-version": "a version with values that no rounds of its plan can reach",
     "norm-bound": "an update whose L2 norm exceeds the run's clip_norm",
     "unknown-message": "a message type that is not in the protocol",
     "unknown-base-model": "the run names another base model than the site has",

@@ -12,7 +12,7 @@ from nexus_client.held_out import HeldOut
 from nexus_client.site import SiteHome
 from nexus_client.train import local_update
 from nexus_client.workspace import Workspace
-from nexus_common import tail, wire
+from nexus_common import tail
 from nexus_common.plan import Plan
 from nexus_common.versions import StoredAdapter
 from reidentify import attack, masked_round, rows_of
@@ -49,8 +49,7 @@ def _opened(homes: Path, site: str) -> tuple[Workspace, StoredAdapter]:
 def _vector(workspace: Workspace, version: StoredAdapter, plan: Plan) -> np.ndarray:
     """What the site would mask: the update that ``SiteRounds`` makes of this version, and the figures behind it."""
     layout, limit = plan.adapter.layout, plan.aggregation.range
-    readied, model = workspace.ready(layout), wire.model_hash(layout, wire.pack(version.vector))
-    rng = np.random.default_rng([int.from_bytes(model[:8], "little"), *workspace.place.site.encode()])
+    readied, rng = workspace.ready(layout), np.random.default_rng()
     update = local_update(layout, version.vector, readied.tasks, readied.states, plan.local, rng)
     figures = HeldOut(plan, readied.held_out, readied.states).report(version.vector)
     return np.concatenate([update, tail.encode(plan.aggregation.figures, figures, limit)]).astype(np.float64)

@@ -176,3 +176,20 @@ def test_a_change_outlives_a_crash_of_sqlites_journal(path: Path) -> None:
     record.close()
     with sqlite3.connect(path) as bare:
         assert bare.execute("SELECT model FROM opened").fetchall() == [(MODEL,)]
+
+
+def test_draws_are_the_same_for_a_model_for_ever_and_no_other_sites(record: ProtocolRecord, tmp_path: Path) -> None:
+    first = record.draws(MODEL)
+    assert first.bit_length() > 200
+    assert record.draws(OTHER) != first
+    record.close()
+    again, other = ProtocolRecord(record.path), ProtocolRecord(tmp_path / "other")
+    assert again.draws(MODEL) == first
+    assert other.draws(MODEL) != first
+    again.close()
+    other.close()
+
+
+def test_models_are_counted_once_each_and_by_plan(record: ProtocolRecord) -> None:
+    assert [record.models_trained(b"p", one) for one in (MODEL, MODEL, OTHER, MODEL)] == [1, 1, 2, 2]
+    assert record.models_trained(b"q", MODEL) == 1

@@ -328,3 +328,48 @@ def test_another_base_model_is_refused(site: SiteRounds) -> None:
 
 def test_a_message_that_only_sites_send_is_unknown(site: SiteRounds) -> None:
     assert refused(site, wire.Refused("paused")) == "unknown-message"
+
+
+@pytest.mark.parametrize("fault", [NexusError("training diverged"), ValueError("not finite"), RuntimeError("torch")])
+@pytest.mark.parametrize("where", ["local_update", "report"])
+def test_whatever_goes_wrong_with_a_sites_rows_the_server_hears_the_same(
+    site: SiteRounds, monkeypatch: pytest.MonkeyPatch, fault: Exception, where: str
+) -> None:
+    """Otherwise it could ask for any text whether it is here, with weights under which that text alone overflows."""
+
+    def fails(*_: object) -> object:
+        raise fault
+
+    prepared(site)
+    monkeypatch.setattr(module if where == "local_update" else module.HeldOut, where, fails)
+    assert site.handle(train()) == wire.Trained(model_of())
+    made = site.masking.made
+    assert made is not None
+    assert (made.figures, made.update.any()) == ({}, False)
+    assert "zeros were sent in its place" in (site.progress.problem or "")
+
+
+def test_weights_that_no_round_leads_to_are_not_even_tried(site: SiteRounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(site)
+    monkeypatch.setattr(module, "local_update", None)
+    vector = wire.unpack(LATER, PLAN.adapter.layout)
+    vector[3] = 1e6
+    assert refused(site, train(1, wire.pack(vector))) == "bad-version"
+
+
+def test_a_site_trains_on_no_more_models_than_a_run_can_have(site: SiteRounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(site)
+    monkeypatch.setattr(module, "local_update", lambda layout, *_: np.zeros(layout.dim, np.float32))
+    vector, most = wire.unpack(LATER, PLAN.adapter.layout), PLAN.protocol_plans[0].rounds + 1
+    for number in range(most):
+        vector[3] = number / 1000
+        site.handle(train(1, wire.pack(vector)))
+    vector[3] = -1 / 1000
+    assert refused(site, train(1, wire.pack(vector))) == "rounds-spent"
+
+
+def test_nothing_but_an_inbox_passes_for_one(site: SiteRounds) -> None:
+    prepared(site)
+    (protocol,) = PLAN.protocol_plans
+    setup = Server(protocol, 1).start()
+    assert refused(site, wire.Ask(PLAN.hash, 0, setup, setup)) == "malformed"
