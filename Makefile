@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 TORCH := 'torch>=2.9.1,$(if $(filter aarch64,$(shell uname -m)),<2.10,<2.14)'
 
-.PHONY: demo test lint bench bench-secagg clean
+.PHONY: demo test lint bench bench-secagg bench-flower bench-sim clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -29,6 +29,12 @@ bench: $(VENV)/.dev
 bench-secagg: $(VENV)/.dev
 	$(RUN) -m tests.bench.secagg_cpu
 	$(RUN) -m tests.bench.rounds
+
+bench-flower: $(VENV)/.dev
+	$(RUN) -m tests.bench.flower_stock
+
+bench-sim: $(VENV)/.dev
+	$(RUN) -m tests.bench.simulation
 
 $(VENV)/.runtime: pyproject.toml
 	@echo "making $(VENV): about 0.5 GB to download and 1.6 GB of disk with a CPU build of torch;"

@@ -116,21 +116,33 @@ def enrol(federation: Federation, names: list[str]) -> None:
     federation.end("server")
 
 
-def measure(size: int) -> list[object]:
-    """One row of the table."""
+@contextmanager
+def consortium(size: int) -> Iterator[Bench]:
+    """That many enrolled sites, running."""
     names = [f"site-{i:02}" for i in range(size)]
     with Federation() as federation:
         enrol(federation, names)
         with running(federation, names) as bench:
-            return row(bench, size)
+            yield bench
+
+
+def by_turns(bench: Bench) -> tuple[float, list[tuple[float, float]]]:
+    """Seconds of the first masked round, which deals keys, and of pairs of a masked and a plain one."""
+    bench.plain()
+    first = bench.masked()
+    bench.exchange.seconds.clear()
+    return first, [(bench.masked(), bench.plain()) for _ in range(ROUNDS)]
+
+
+def measure(size: int) -> list[object]:
+    """One row of the table."""
+    with consortium(size) as bench:
+        return row(bench, size)
 
 
 def row(bench: Bench, size: int) -> list[object]:
     """Rounds by turns, and what they come to."""
-    bench.plain()
-    first = bench.masked()
-    bench.exchange.seconds.clear()
-    pairs = [(bench.masked(), bench.plain()) for _ in range(ROUNDS)]
+    first, pairs = by_turns(bench)
     masked, plain = (statistics.median(each) for each in zip(*pairs, strict=True))
     trips = [statistics.median(bench.exchange.seconds[trip]) for trip in TRIPS]
     more = statistics.median(one - other for one, other in pairs)
