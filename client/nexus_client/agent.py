@@ -1,18 +1,20 @@
 """The site's agent, what systemd starts: one warm process with one outgoing connection and one local socket."""
 
+import hashlib
 import logging
 import signal
 import threading
 import time
 from typing import Final
 
-from nexus_common import certs, rpc
+from nexus_common import certs, rpc, wire
 from nexus_common.disk import remove_unfinished, single_process
 from nexus_common.errors import NexusError
 from nexus_common.journal import Journal
 
 from nexus_client import agent_api as api
 from nexus_client import reports
+from nexus_client.certificate import renew
 from nexus_client.consent import Consent
 from nexus_client.link import Link
 from nexus_client.record import ProtocolRecord
@@ -40,7 +42,7 @@ class Agent:
         record = ProtocolRecord(place.state / "protocol.sqlite")
         self.rounds = SiteRounds(self.workspace, identity, self.consent, record)
         self.journal = Journal(self.consent.audit, paced=True)
-        self.link = Link(settings.server, place.keys, self.rounds.handle, self.journal)
+        self.link = Link(settings.server, place.keys, self._handle, self.journal)
         self.place, self._evaluating = place, threading.Lock()
         place.socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
         self._socket = rpc.start_local(self._methods(), api.SERVICE, place.socket)
@@ -73,6 +75,17 @@ class Agent:
                 "problem": progress.problem or found.problem,
             }
         )
+
+    def _handle(self, message: wire.Message) -> wire.Message:
+        """The answer to a message of the server."""
+        if not isinstance(message, wire.Certify):
+            return self.rounds.handle(message)
+        certificate = renew(message.certificate, self.place)
+        self.link.take_certificate()
+        until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        self.consent.audit.append("certificate renewed", until=until)
+        log.info("the certificate of %s is renewed until %s", self.place.site, until)
+        return wire.Certified(hashlib.sha256(message.certificate).digest())
 
     def _settle(self, *, now: bool = False) -> None:
         try:

@@ -20,8 +20,9 @@ from nexus_common.audit import AuditLog
 from nexus_common.cli import moment
 from nexus_common.disk import write_durably
 from nexus_common.enrolment import SERVICE, Authority, EnrolAnswer, EnrolRequest, Invite, request_bytes
-from nexus_common.errors import REFUSALS, NexusError, Refusal
+from nexus_common.errors import REFUSALS, NexusError
 
+from nexus_client.certificate import checked
 from nexus_client.policy import write_policy
 from nexus_client.site import SiteHome
 
@@ -49,7 +50,7 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
         raise NexusError(_refusal_text(invite, answer))
     try:
         split_address(answer.server)
-        _check_certificate(answer.certificate, authority, invite, place)
+        checked(answer.certificate.encode(), authority, place)
     except ValueError as problem:
         raise NexusError(f"the server's answer cannot be used ({problem}); nothing was changed but the keys") from None
     write_durably(place.keys / "ca.crt", certs.pem(authority))
@@ -112,16 +113,6 @@ def _enrol_request(invite: Invite, place: SiteHome) -> EnrolRequest:
     return EnrolRequest(
         site=invite.site, secret=invite.secret, csr=der, identity=certs.raw_identity(identity), signature=signature
     )
-
-
-def _check_certificate(text: str, authority: x509.Certificate, invite: Invite, place: SiteHome) -> None:
-    """The certificate must be of this site, of these keys, from the pinned authority."""
-    certificate = x509.load_pem_x509_certificate(text.encode())
-    certs.check_issued_by(certificate, authority, invite.ca_hash, ExtendedKeyUsageOID.CLIENT_AUTH)
-    own = certs.key_hash(certs.load_transport_key(place.keys / "transport.key").public_key())
-    identity = certs.raw_identity(certs.load_identity(place.keys / "identity.key"))
-    if certs.key_hash(certificate) != own or certs.site_and_identity(certificate) != (invite.site, identity):
-        raise Refusal("wrong-authority", "the server certified another site or other keys than were sent")
 
 
 def _refusal_text(invite: Invite, answer: EnrolAnswer) -> str:

@@ -21,6 +21,9 @@ from nexus_common.errors import NexusError, Refusal
 from nexus_common.journal import Journal, subject_of
 
 from nexus_client import flower as fc
+from nexus_client.clock import ServerClock
+from nexus_client.faults import in_words
+from nexus_client.node_auth import SignedTime
 from nexus_client.tls import tls_context
 
 log = logging.getLogger(__name__)
@@ -35,17 +38,25 @@ class FleetLink(fc.FleetHttpClient):
     """Flower's Fleet client on a connection that never follows redirects or proxy variables."""
 
     def __init__(
-        self, address: str, key: EllipticCurvePrivateKey, context: ssl.SSLContext, on_request: Callable[[int], None]
+        self,
+        address: str,
+        key: EllipticCurvePrivateKey,
+        context: ssl.SSLContext,
+        on_request: Callable[[int], None],
+        clock: ServerClock,
     ) -> None:
         url = f"https://{address}"
-        super().__init__(url, interceptors=[fc.NodeAuthHttpInterceptor(key, key.public_key())], verify=context)
+        super().__init__(url, interceptors=[SignedTime(key, clock)], verify=context)
         self._client.close()
         self._client = httpx.Client(
             verify=context,
             trust_env=False,
             follow_redirects=False,
             headers={"accept-encoding": "identity"},  # a packed body could unpack to gigabytes
-            event_hooks={"request": [lambda request: on_request(_bytes_of(request))], "response": [_bounded]},
+            event_hooks={
+                "request": [lambda request: on_request(_bytes_of(request))],
+                "response": [clock.measure, _bounded],
+            },
             timeout=httpx.Timeout(30.0, connect=5.0),
             limits=httpx.Limits(keepalive_expiry=60.0),
         )
@@ -68,18 +79,25 @@ class Link:
     """One site's connection; ``state`` says in words how it is, ``journal`` takes what leaves."""
 
     def __init__(self, address: str, keys: Path, handle: Handler, journal: Journal) -> None:
-        key = certs.load_transport_key(keys / "transport.key")
-        self._journal = journal
-        self._link = FleetLink(address, key, tls_context(keys), journal.request)
-        self._public_key = certs.public_pem(key.public_key())
+        self.address, self._keys, self._journal, self.clock = address, keys, journal, ServerClock()
+        self._key = certs.load_transport_key(keys / "transport.key")
+        self._public_key = certs.public_pem(self._key.public_key())
+        self.take_certificate()
         self._handle = handle
         self._node: Any = None
         self._stop = threading.Event()
         self._session = 0
-        self.address = address
         self.state = "connecting"
         self.last_contact: float | None = None
         threading.Thread(target=self._heartbeats, name="heartbeat", daemon=True).start()
+
+    def take_certificate(self) -> None:
+        """Show the certificate that is on disk now from the next connection on; OSError where it cannot be used.
+
+        What is in work ends on the old connection, which is closed when nobody uses it any more.
+        """
+        context = tls_context(self._keys)
+        self._link = FleetLink(self.address, self._key, context, self._journal.request, self.clock)
 
     def run(self) -> None:
         """Serve until ``stop``."""
@@ -87,6 +105,7 @@ class Link:
         while not self._stop.is_set():
             session = self._session
             try:
+                self.take_certificate()  # `join` may have renewed it
                 session = self._connect()
                 pause = FIRST_PAUSE_SECONDS
                 while not self._stop.is_set():
@@ -98,7 +117,7 @@ class Link:
                     continue  # this thread's question ended because ``renew`` began a new session
                 # The server is away, restarted (our old node id is unknown there) or refuses us.
                 self._node = None
-                self.state = _in_words(problem, self.address)
+                self.state = in_words(problem, self.address)
                 log.warning("%s; again in %.1f s", self.state, pause)
                 if not isinstance(problem, httpx.HTTPError | fl.ObjectPushError | ValueError | NexusError):
                     log.error("this was not expected", exc_info=problem)
@@ -218,26 +237,3 @@ class Link:
                 self._link.PushObject, self._node, reply.metadata.run_id, answer.session_id
             )
             fl.push_objects(objects, push, object_ids_to_push=set(answer.objects_to_push))
-
-
-def _in_words(problem: Exception, address: str) -> str:
-    """What went wrong with the connection, with the remedy where one is known."""
-    if isinstance(problem, NexusError):
-        return str(problem)
-    if isinstance(problem, httpx.HTTPStatusError):
-        code = problem.response.status_code
-        if code == 401:
-            return (
-                f"{address} refuses this site's signed time (HTTP 401): the clocks differ by more than 5 s, or the "
-                "server has restarted; compare `timedatectl` on both machines"
-            )
-        if code == 404:
-            return (
-                f"{address} does not know this site's certificate, or it has expired (HTTP 404); "
-                "`nexus-client check` shows its dates"
-            )
-        return f"{address} answers HTTP {code}"
-    text = str(problem)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"the certificate at {address} is not from this consortium, or does not name that host ({text})"
-    return f"no connection to {address} ({type(problem).__name__}: {text})"

@@ -62,6 +62,8 @@ REFUSALS: Final[dict[str, str]] = {
     "invite-used": "the invitation was used with another key",
     "key-in-use": "a key that is enrolled already",
     "request-signature": "a certificate request that is not signed by the keys in it",
+    "other-key": "a renewal for other keys than the site is enrolled with; a lost key takes `invite --replace`",
+    "bad-certificate": "a renewed certificate that is not of this site and its keys, or no newer than the one in use",
     "wrong-authority": "the server's certificate is not from the pinned consortium key",
 }
 

@@ -126,6 +126,20 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Certify:
+    """To a site: a new certificate (PEM) for the key it has, before the one in use runs out."""
+
+    certificate: bytes
+
+
+@dataclass(frozen=True)
+class Certified:
+    """From a site: the certificate is stored; ``digest`` is the SHA-256 of its PEM text."""
+
+    digest: bytes
+
+
+@dataclass(frozen=True)
 class Refused:
     """From a site: no, with a code of ``errors.REFUSALS`` and nothing else."""
 
@@ -133,7 +147,20 @@ class Refused:
 
 
 Message = (
-    Propose | Standing | Prepare | Readiness | TrainRound | Trained | Ask | Say | Masked | Deliver | Received | Refused
+    Propose
+    | Standing
+    | Prepare
+    | Readiness
+    | TrainRound
+    | Trained
+    | Ask
+    | Say
+    | Masked
+    | Deliver
+    | Received
+    | Certify
+    | Certified
+    | Refused
 )
 
 KINDS: Final[dict[str, type[Any]]] = {
@@ -148,10 +175,12 @@ KINDS: Final[dict[str, type[Any]]] = {
     "masked": Masked,
     "deliver": Deliver,
     "received": Received,
+    "certify": Certify,
+    "certified": Certified,
     "refused": Refused,
 }
 _NAMES: Final = {kind: name for name, kind in KINDS.items()}
-_LENGTHS: Final = {"run": HASH, "model": HASH, "signature": SIGNATURE}
+_LENGTHS: Final = {"run": HASH, "model": HASH, "digest": HASH, "signature": SIGNATURE}
 READY: Final[Literal["ready"]] = "ready"
 PREPARING: Final[Literal["preparing"]] = "preparing"
 PENDING: Final = "pending"

@@ -1,7 +1,7 @@
 """Administration over a Unix socket in the state folder: what ``nexus-server`` commands ask of the running server."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nexus_common.audit import AuditLog
@@ -29,9 +29,10 @@ class Administration:
         exchange: Exchange,
         audit: AuditLog,
         received: Mapping[bytes, int],
+        on_revoked: Callable[[], None],
     ) -> None:
         self.registry, self.enrolment, self.conductor, self.exchange = registry, enrolment, conductor, exchange
-        self._received = received
+        self._received, self.on_revoked = received, on_revoked
         self.plans = PlanAdministration(registry, conductor, audit)
         self.models = ModelAdministration(registry, conductor, audit)
 
@@ -41,6 +42,7 @@ class Administration:
             **self.plans.methods(),
             **self.models.methods(),
             "invite": Method(api.InviteRequest, api.InviteLine, self.invite),
+            "revoke": Method(api.SiteName, api.SiteList, self.revoke),
             "sites": Method(Nothing, api.SiteList, self.sites),
             "train": Method(api.PlanText, api.Status, self.train),
             "stop": Method(api.RunName, api.Status, self.stop),
@@ -49,12 +51,20 @@ class Administration:
 
     def invite(self, request: api.InviteRequest) -> api.InviteLine:
         """Open an invitation."""
-        invite = self.enrolment.invite(request.site, request.controller, request.contact)
+        invite = self.enrolment.invite(request.site, request.controller, request.contact, request.kind)
         settings = self.enrolment.settings
         expires = max(row.expires for row in self.registry.invitations() if row.site == request.site)
         return api.InviteLine(
             line=invite.line, expires=expires, enrol_address=settings.enrol_address, address=settings.address
         )
+
+    def revoke(self, request: api.SiteName) -> api.SiteList:
+        """Shut a site out, at once and for good."""
+        if not self.registry.revoke(request.site):
+            raise NexusError(f"{request.site} is not enrolled; `nexus-server sites` lists the sites")
+        self.plans.audit.append("revoked", site=request.site)
+        self.on_revoked()
+        return self.sites(Nothing())
 
     def sites(self, _: Nothing) -> api.SiteList:
         """Enrolled and invited sites."""

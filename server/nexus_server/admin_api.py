@@ -1,6 +1,6 @@
 """The calls of the administration socket as both ends see them: requests and answers, nothing that needs Flower."""
 
-from typing import Final
+from typing import Final, Literal
 
 from nexus_common.rpc import Body
 from pydantic import Field
@@ -9,11 +9,18 @@ SERVICE: Final = "nexus.ServerAdmin"
 
 
 class InviteRequest(Body):
-    """A site to invite, and who answers for its data in plans."""
+    """A site to invite, and who answers for its data in plans; ``kind``: to join, to renew or to replace its keys."""
 
     site: str
     controller: str = ""
     contact: str = ""
+    kind: Literal["join", "renew", "replace"] = "join"
+
+
+class SiteName(Body):
+    """A site."""
+
+    site: str
 
 
 class RunName(Body):

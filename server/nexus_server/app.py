@@ -23,6 +23,7 @@ from nexus_server.exchange import GridExchange
 from nexus_server.gate import KnownSite
 from nexus_server.grid import LocalGrid
 from nexus_server.registry import Registry
+from nexus_server.renewal import Renewal
 from nexus_server.rounds import Conductor
 from nexus_server.settings import admin_socket, audit_file, read_settings
 
@@ -52,9 +53,10 @@ class Server:
         self.refresh_sites()
         exchange = GridExchange(self.grid, lambda: self.grid.node_of, SiteConnection.received.total, self.journal)
         self.conductor = Conductor(self.registry, exchange, self._identities, audit)
+        self.renewal = Renewal(self.registry, exchange, authority, audit)
         self.grid.state.on_restart = lambda node: self.conductor.site_left(self.grid.site_of[node])
         self.administration = Administration(
-            self.registry, self.enrolment, self.conductor, exchange, audit, SiteConnection.received
+            self.registry, self.enrolment, self.conductor, exchange, audit, SiteConnection.received, self.refresh_sites
         )
         host, port = split_address(self.settings.listen)
         app = make_app(self.grid, self._lookup, self._on_seen)
@@ -87,6 +89,7 @@ class Server:
     def _run_rounds(self) -> None:
         while not self._stopping.is_set():
             try:
+                self.renewal.renew()
                 self.conductor.turn()
                 self.conductor.problem = None
             except Exception as fault:
@@ -96,12 +99,17 @@ class Server:
                 self._stopping.wait(5.0)
 
     def refresh_sites(self) -> None:
-        """Let newly enrolled sites in."""
+        """Let newly enrolled sites and new keys in, and revoked ones out."""
         with self._refreshing:
-            for row in self.registry.sites():
-                if row.name not in self.grid.node_of:
-                    self.grid.add_site(row.name, row.public_pem)
-                self._known[row.key_hash] = KnownSite(row.name, row.public_pem)
+            rows = self.registry.sites()
+            keys = {row.name: row.public_pem for row in rows}
+            self._known = {row.key_hash: KnownSite(row.name, row.public_pem) for row in rows}
+            for site, key in self.grid.sites().items():
+                if keys.get(site) != key:
+                    self.grid.expel(site)
+                    self.conductor.site_left(site)
+            for site in keys.keys() - self.grid.sites().keys():
+                self.grid.add_site(site, keys[site])
 
     def _lookup(self, key_hash: bytes) -> KnownSite | None:
         if key_hash not in self._known:

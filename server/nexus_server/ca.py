@@ -35,12 +35,13 @@ from nexus_common.enrolment import (
 )
 from nexus_common.errors import NexusError, Refusal
 
-from nexus_server.records import Invitation, SiteRow
+from nexus_server.records import JOIN, RENEW, REPLACE, Invitation, SiteRow
 from nexus_server.registry import Registry
 from nexus_server.settings import ServerSettingsFile
 
 log = logging.getLogger(__name__)
 INVITE_DAYS: Final = 7
+_DONE: Final = {JOIN: "enrolled", RENEW: "certificate renewed", REPLACE: "keys replaced"}
 RENEW_SERVER_DAYS: Final = 120
 
 
@@ -123,20 +124,26 @@ class Enrolment:
         self._opening = threading.RLock()  # the listener is opened and closed by two threads
         self._listener: grpc.Server | None = None
 
-    def invite(self, site: str, controller: str = "", contact: str = "") -> Invite:
-        """A fresh invitation for a site that is not enrolled; an older one for it ends.
+    def invite(self, site: str, controller: str = "", contact: str = "", kind: str = JOIN) -> Invite:
+        """A fresh invitation to join, to renew a certificate, or to replace lost keys; an older one for the site ends.
 
         ``controller`` and ``contact`` answer for the site's data in plans.
         """
         if not re.fullmatch(SITE_PATTERN, site):
             raise NexusError(f"{site!r} cannot be a site's name: 1 to 63 of a-z, 0-9 and inner hyphens")
-        if site in {row.name for row in self.registry.sites()}:
-            raise NexusError(f"{site} is already enrolled; `nexus-server sites` lists the sites")
+        enrolled = site in {row.name for row in self.registry.sites()}
+        if enrolled and kind == JOIN:
+            raise NexusError(
+                f"{site} is already enrolled: `invite {site} --renew` where its certificate ran out, `--replace` where "
+                "its keys are lost; `nexus-server sites` lists the sites"
+            )
+        if not enrolled and kind != JOIN:
+            raise NexusError(f"{site} is not enrolled; `nexus-server invite {site}` without --{kind} lets it join")
         secret = secrets.token_bytes(16)
         now = time.time()
         secret_hash, expires = hashlib.sha256(secret).digest(), now + INVITE_DAYS * 86_400
-        self.registry.invite(Invitation(secret_hash, site, now, expires, None, controller, contact))
-        self.audit.append("invited", site=site)
+        self.registry.invite(Invitation(secret_hash, site, now, expires, None, controller, contact, kind))
+        self.audit.append("invited", site=site, purpose=kind)
         self.watch()
         return Invite(self.settings.enrol_address, site, certs.key_hash(self.authority.certificate), secret)
 
@@ -191,31 +198,35 @@ class Enrolment:
             return self._again(invitation.site, invitation.request_hash, request_hash)
         if time.time() > invitation.expires:
             return EnrolAnswer(refused="invite-expired", expired=invitation.expires, contact=contact)
-        if any(
-            request.identity == row.identity or certs.key_hash(key) == row.key_hash for row in self.registry.sites()
-        ):
-            return EnrolAnswer(refused="key-in-use", contact=contact)
+        if (code := self._objection(invitation, request.identity, certs.key_hash(key))) is not None:
+            return EnrolAnswer(refused=code, contact=contact)
         certificate = self.authority.issue(request.site, key, request.identity)
-        self.registry.enrol(
-            SiteRow(
-                request.site,
-                certs.key_hash(key),
-                certs.public_pem(key),
-                request.identity,
-                certs.pem(certificate),
-                certificate.not_valid_after_utc.timestamp(),
-                time.time(),
-                None,
-                None,
-                invitation.controller,
-                invitation.contact,
-            ),
-            secret_hash,
-            request_hash,
+        row = SiteRow(
+            request.site,
+            certs.key_hash(key),
+            certs.public_pem(key),
+            request.identity,
+            certs.pem(certificate),
+            certificate.not_valid_after_utc.timestamp(),
+            time.time(),
+            None,
+            None,
+            invitation.controller,
+            invitation.contact,
         )
-        self.audit.append("enrolled", site=request.site, key=request.identity.hex())
-        log.info("%s is enrolled", request.site)
+        (self.registry.enrol if invitation.kind == JOIN else self.registry.certify)(row, secret_hash, request_hash)
+        self.audit.append(_DONE[invitation.kind], site=request.site, key=request.identity.hex())
+        log.info("%s: %s", request.site, _DONE[invitation.kind])
         return EnrolAnswer(certificate=certs.pem(certificate).decode(), server=self.settings.address)
+
+    def _objection(self, invitation: Invitation, identity: bytes, key_hash: bytes) -> str | None:
+        """Why these keys are not those that the invitation is for; a refusal's code."""
+        rows = {row.name: row for row in self.registry.sites()}
+        if invitation.kind == RENEW:
+            own = rows[invitation.site]
+            return None if (identity, key_hash) == (own.identity, own.key_hash) else "other-key"
+        taken = any(identity == row.identity or key_hash == row.key_hash for row in rows.values())
+        return "key-in-use" if taken else None
 
     def _again(self, site: str, used_by: bytes, request_hash: bytes) -> EnrolAnswer:
         if used_by != request_hash:

@@ -3,7 +3,7 @@
 import logging
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from nexus_common import certs, rpc
@@ -22,7 +22,7 @@ from nexus_server.words import sentence
 app = new_app(
     "The consortium's server. Without a command it runs until it is stopped.",
     "nexus-server --home ./server",
-    "init invite sites plan train stop status models audit",
+    "init invite sites plan train stop status models audit revoke",
 )
 
 
@@ -95,20 +95,26 @@ def invite(
     site: str,
     controller: Annotated[str, typer.Option(help="who is responsible for its data, for plans")] = "",
     contact: Annotated[str, typer.Option(help="whom to ring there, for plans")] = "",
+    renew: Annotated[bool, typer.Option("--renew", help="its certificate ran out; its keys are there")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="its keys are lost")] = False,
 ) -> None:
     """Print one line to paste at the site.
 
     \b
     Example: nexus-server invite hospital-a --controller "St Anna Hospital" --contact "Dr X, ext. 12"
     """
-    request = admin.InviteRequest(site=site, controller=controller, contact=contact)
+    if renew and replace:
+        raise typer.BadParameter("take --renew or --replace, not both")
+    kind: Literal["join", "renew", "replace"] = "renew" if renew else "replace" if replace else "join"
+    request = admin.InviteRequest(site=site, controller=controller, contact=contact, kind=kind)
     answer = call(context, "invite", request, admin.InviteLine)
     show(
         context,
         answer.model_dump(),
         f"{answer.line}\n\nPaste it at {site}: nexus-client join   (valid until {moment(answer.expires)}, one key)\n"
         f"Firewall at {site}: outgoing TCP to {answer.enrol_address} (joining only) and {answer.address}; TLS 1.3 "
-        "passed through, not inspected; nothing incoming.",
+        "passed through, not inspected; nothing incoming."
+        + ("\nPlans name the lost keys: `nexus-server plan new NAME --from PLAN` writes one with the new." * replace),
     )
 
 
@@ -210,6 +216,22 @@ def audit_log(
     """
     path = audit_file(home_of(context))
     show_audit(context, path, "nexus-server", verify=verify, since=since)
+
+
+@app.command()
+def revoke(context: typer.Context, site: str) -> None:
+    """Shut a site out, at once; it comes back with a new invitation only.
+
+    \b
+    Example: nexus-server revoke hospital-a
+    """
+    answer = call(context, "revoke", admin.SiteName(site=site), admin.SiteList)
+    show(
+        context,
+        answer.model_dump(),
+        f"{site} is shut out and its certificate counts no more; a run that names it goes on without it, or waits "
+        "where nobody can be spared: `nexus-server plan new NAME --from PLAN --without " + site + "`",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

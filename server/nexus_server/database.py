@@ -47,6 +47,12 @@ MIGRATIONS: Final = (
         value REAL NOT NULL, sites INTEGER NOT NULL, PRIMARY KEY (run, number, name)) STRICT;
     """,
     "ALTER TABLE epochs ADD COLUMN asked INTEGER NOT NULL DEFAULT 0;",  # times masked inputs were asked for
+    # Invitations also renew a certificate or replace lost keys; their listener closes once the site came since.
+    """
+    ALTER TABLE invitations ADD COLUMN kind TEXT NOT NULL DEFAULT 'join';
+    ALTER TABLE invitations ADD COLUMN used REAL;
+    UPDATE invitations SET used = created WHERE request_hash IS NOT NULL;
+    """,
 )
 
 

@@ -64,14 +64,15 @@ class GridExchange:
 
     def ask(self, messages: Mapping[str, wire.Message], timeout_seconds: float) -> dict[str, wire.Message | Failure]:
         """Send, wait, decode; whatever a site sent, the result is a typed message or a Failure."""
-        nodes = self._nodes()
+        answers: dict[str, wire.Message | Failure] = {site: Failure("not enrolled any more") for site in messages}
+        nodes = dict(self._nodes())
+        messages = {site: message for site, message in messages.items() if site in nodes}
         site_of = {nodes[site]: site for site in messages}
         for message, sites in _recipients(messages):
             self._journal.message(message, **subject_of(message), to=sites)
         sent = [
             fl.instruction(wire.encode(message), nodes[site], timeout_seconds + 5) for site, message in messages.items()
         ]
-        answers: dict[str, wire.Message | Failure] = {site: Failure("no answer") for site in messages}
         for reply in self._grid.send_and_receive(sent, timeout=timeout_seconds):
             answers[site_of[reply.metadata.src_node_id]] = _decoded(reply)
         return answers

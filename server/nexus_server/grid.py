@@ -55,6 +55,7 @@ class LocalGrid(fs.Grid):
         self.ring: Callable[[int], None] = lambda _: None
         self.node_of: dict[str, int] = {}
         self.site_of: dict[int, str] = {}
+        self._keys: dict[str, bytes] = {}  # by site: the key that its node is registered with
         self.seen: dict[int, float] = {}  # monotonic time of a node's last authenticated request
         self._pending: dict[str, fl.Message] = {}  # instructions without an answer, by message id
         self._orphans: set[str] = set()  # those that a client took and then restarted
@@ -78,11 +79,23 @@ class LocalGrid(fs.Grid):
     def add_site(self, site: str, public_pem: bytes) -> None:
         """Register an enrolled site; node ids are random and new at every start."""
         node = self.state.create_node(fl.NOOP_FLWR_AID, site, public_pem, 0)
-        self.node_of[site], self.site_of[node] = node, site
+        self.node_of[site], self.site_of[node], self._keys[site] = node, site, public_pem
+
+    def sites(self) -> dict[str, bytes]:
+        """The registered sites, each with its public key."""
+        return dict(self._keys)
+
+    def expel(self, site: str) -> None:
+        """Its key counts no more: it is away from now on, and a question of it that is held ends."""
+        node = self.node_of.pop(site)
+        del self.site_of[node], self._keys[site]
+        self.seen.pop(node, None)
+        self.ring(node)
 
     def touch(self, node: int) -> None:
         """An authenticated request of this node arrived."""
-        self.seen[node] = time.monotonic()
+        if node in self.site_of:
+            self.seen[node] = time.monotonic()
 
     def left(self, node: int) -> None:
         """The node said good-bye."""

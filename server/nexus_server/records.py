@@ -13,6 +13,9 @@ MADE: Final = "made"
 MIDPOINT: Final = "midpoint"
 WITHDRAWN: Final = "withdrawn"
 ROLLED_BACK: Final = "rolled back"
+JOIN: Final = "join"
+RENEW: Final = "renew"
+REPLACE: Final = "replace"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Invitation:
-    """An open or used invitation; ``request_hash`` is of the key that used it."""
+    """An open or used invitation; ``request_hash`` is of the keys that used it, at the time ``used``."""
 
     secret_hash: bytes
     site: str
@@ -43,6 +46,8 @@ class Invitation:
     request_hash: bytes | None
     controller: str = ""
     contact: str = ""
+    kind: str = JOIN
+    used: float | None = None
 
 
 @dataclass(frozen=True)

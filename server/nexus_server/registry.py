@@ -1,5 +1,6 @@
 """The server's memory: sites and their invitations here, runs and plans in the modules of their names."""
 
+import sqlite3
 import time
 from dataclasses import asdict
 
@@ -32,10 +33,10 @@ class Registry(Runs, Plans):
         return [Invitation(**row) for row in self.rows("SELECT * FROM invitations")]
 
     def open_invitations(self) -> list[str]:
-        """Sites that may still come to the enrolment listener: invited, in time, and not yet seen at the main port."""
+        """Sites that may come to the enrolment listener: invited, in time, and not seen at the main port since."""
         rows = self.rows(
-            "SELECT i.site FROM invitations i LEFT JOIN sites s ON s.name = i.site "
-            "WHERE i.expires > ? AND s.last_seen IS NULL ORDER BY i.site",
+            "SELECT i.site FROM invitations i LEFT JOIN sites s ON s.name = i.site WHERE i.expires > ? "
+            "AND (i.used IS NULL OR s.last_seen IS NULL OR s.last_seen < i.used) ORDER BY i.site",
             time.time(),
         )
         return [row["site"] for row in rows]
@@ -43,8 +44,22 @@ class Registry(Runs, Plans):
     def enrol(self, row: SiteRow, secret_hash: bytes, request_hash: bytes) -> None:
         """Use the invitation and enrol the site, in one step."""
         with self.transaction() as db:
-            db.execute("UPDATE invitations SET request_hash = ? WHERE secret_hash = ?", (request_hash, secret_hash))
+            _use(db, secret_hash, request_hash)
             insert(db, "sites", asdict(row))
+
+    def certify(self, row: SiteRow, invitation: bytes | None = None, request_hash: bytes | None = None) -> None:
+        """Give an enrolled site another certificate, perhaps for new keys, and use the invitation for it."""
+        with self.transaction() as db:
+            _use(db, invitation, request_hash)
+            change = "UPDATE sites SET key_hash = ?, public_pem = ?, identity = ?, certificate = ?, expires = ?"
+            values = (row.key_hash, row.public_pem, row.identity, row.certificate, row.expires, row.name)
+            db.execute(f"{change} WHERE name = ?", values)
+
+    def revoke(self, site: str) -> bool:
+        """Forget a site and its invitation; False where none of that name is enrolled."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM invitations WHERE site = ?", (site,))
+            return bool(db.execute("DELETE FROM sites WHERE name = ?", (site,)).rowcount)
 
     def note_seen(self, seen: dict[str, float]) -> None:
         """Store when sites were last heard of."""
@@ -55,3 +70,8 @@ class Registry(Runs, Plans):
         """Store ``preparing`` or ``ready``."""
         with self.transaction() as db:
             db.execute("UPDATE sites SET readiness = ? WHERE name = ?", (readiness, site))
+
+
+def _use(db: sqlite3.Connection, invitation: bytes | None, request_hash: bytes | None) -> None:
+    change = "UPDATE invitations SET request_hash = ?, used = ? WHERE secret_hash = ?"
+    db.execute(change, (request_hash, time.time(), invitation))

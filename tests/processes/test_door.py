@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 from cryptography import x509
+from nexus_client.clock import ServerClock
 from nexus_client.link import FleetLink
 from nexus_client.tls import tls_context
 from nexus_common import certs
@@ -42,7 +43,7 @@ def client(federation: Federation, context: ssl.SSLContext) -> httpx.Client:
 def fleet(federation: Federation, site: str) -> tuple[FleetLink, bytes]:
     keys = federation.keys(site)
     key = certs.load_transport_key(keys / "transport.key")
-    link = FleetLink(f"127.0.0.1:{federation.port}", key, tls_context(keys), lambda _: None)
+    link = FleetLink(f"127.0.0.1:{federation.port}", key, tls_context(keys), lambda _: None, ServerClock())
     return link, certs.public_pem(key.public_key())
 
 

@@ -30,7 +30,7 @@ class Coordinator:
         self.turns, self.says = self.consortium.turns, self.consortium.says
         enrol(self.registry, NAMES)
         conductor, log = self.consortium.conductor, self.consortium.audit
-        self.admin = Administration(self.registry, None, conductor, conductor.exchange, log, {})  # type: ignore[arg-type]
+        self.admin = Administration(self.registry, None, conductor, conductor.exchange, log, {}, lambda: None)  # type: ignore[arg-type]
 
     def ask(self, method: str, **request: Any) -> Any:
         """A call as it comes through the socket."""

@@ -228,3 +228,57 @@ def test_keys_of_another_site_are_refused(enrolment: Enrolment) -> None:
 def test_a_name_that_is_none_gets_no_invitation(enrolment: Enrolment, site: str) -> None:
     with pytest.raises(NexusError, match="cannot be a site's name"):
         enrolment.invite(site)
+
+
+def test_a_renewal_is_for_the_enrolled_keys_alone(enrolment: Enrolment) -> None:
+    assert enrolment.enrol(request()).certificate
+    (before,) = enrolment.registry.sites()
+    invited = enrolment.invite(SITE, kind="renew")
+    for csr, identity in ((csr_of(OTHER_KEY), IDENTITY), (CSR, OTHER_IDENTITY)):
+        assert enrolment.enrol(asked(invited, csr, identity)).refused == "other-key"
+    assert enrolment.registry.sites() == [before]
+    first = enrolment.enrol(asked(invited, CSR, IDENTITY))
+    assert first.certificate
+    assert enrolment.enrol(asked(invited, CSR, IDENTITY)) == first, "the answer may have been lost"
+    (after,) = enrolment.registry.sites()
+    assert (after.key_hash, after.identity, after.enrolled) == (before.key_hash, before.identity, before.enrolled)
+    assert after.certificate == first.certificate.encode() != before.certificate
+
+
+def test_lost_keys_are_replaced_by_new_ones_alone(enrolment: Enrolment) -> None:
+    assert enrolment.enrol(request()).certificate
+    invited = enrolment.invite(SITE, kind="replace")
+    for csr, identity in ((CSR, OTHER_IDENTITY), (csr_of(OTHER_KEY), IDENTITY)):
+        assert enrolment.enrol(asked(invited, csr, identity)).refused == "key-in-use"
+    assert enrolment.enrol(asked(invited, csr_of(OTHER_KEY), OTHER_IDENTITY)).certificate
+    (row,) = enrolment.registry.sites()
+    assert (row.key_hash, row.identity) == (certs.key_hash(OTHER_KEY.public_key()), certs.raw_identity(OTHER_IDENTITY))
+
+
+@pytest.mark.parametrize(("kind", "said"), [("renew", "is not enrolled"), ("replace", "is not enrolled")])
+def test_only_an_enrolled_site_can_be_renewed_or_replaced(enrolment: Enrolment, kind: str, said: str) -> None:
+    with pytest.raises(NexusError, match=said):
+        enrolment.invite("hospital-b", kind=kind)
+
+
+def test_the_listener_stays_open_until_the_site_has_come_with_its_new_certificate(enrolment: Enrolment) -> None:
+    enrolment.enrol(request())
+    enrolment.registry.note_seen({SITE: time.time()})
+    assert enrolment.registry.open_invitations() == []
+    invited = enrolment.invite(SITE, kind="renew")
+    try:
+        assert enrolment.registry.open_invitations() == [SITE]
+        enrolment.enrol(asked(invited, CSR, IDENTITY))
+        assert enrolment.registry.open_invitations() == [SITE], "its answer may have been lost"
+        enrolment.registry.note_seen({SITE: time.time()})
+        assert enrolment.registry.open_invitations() == []
+    finally:
+        enrolment.close()
+
+
+def asked(invited: Invite, csr: bytes, identity: Ed25519PrivateKey) -> EnrolRequest:
+    """A request with the secret of an invitation."""
+    signature = identity.sign(request_bytes(SITE, invited.secret, csr))
+    return EnrolRequest(
+        site=SITE, secret=invited.secret, csr=csr, identity=certs.raw_identity(identity), signature=signature
+    )

@@ -10,26 +10,15 @@ THERE = 1_780_000_000.5  # half a second into the stated one
 
 
 @pytest.mark.parametrize(
-    ("offset", "state"),
-    [
-        (0, "ok"),
-        (1.9, "ok"),
-        (-1.9, "ok"),
-        (2.1, "warning"),
-        (4.9, "warning"),
-        (5.1, "fault"),
-        (-2.1, "warning"),
-        (-299, "warning"),
-        (-301, "fault"),
-    ],
+    ("offset", "state"), [(0, "ok"), (59, "ok"), (-59, "ok"), (61, "warning"), (-61, "warning"), (1e9, "warning")]
 )
-def test_the_clock_may_be_five_seconds_ahead_and_five_minutes_behind(offset: float, state: str) -> None:
+def test_a_clock_more_than_a_minute_off_is_a_warning(offset: float, state: str) -> None:
     (line,) = _clock(HEAD, THERE + offset)
     assert line.state == state
     assert (line.remedy is None) == (state == "ok")
 
 
-@pytest.mark.parametrize(("offset", "words"), [(30, "30 s ahead of the server"), (-400, "400 s behind the server")])
+@pytest.mark.parametrize(("offset", "words"), [(90, "90 s ahead of the server"), (-400, "400 s behind the server")])
 def test_the_direction_of_a_wrong_clock_is_told(offset: float, words: str) -> None:
     (line,) = _clock(HEAD, THERE + offset)
     assert words in line.found

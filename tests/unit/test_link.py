@@ -110,6 +110,7 @@ def test_no_connection_is_closed_under_a_thread_that_reads_from_it(link: Link, m
         raise httpx.RemoteProtocolError("the server ended the question")
 
     monkeypatch.setattr(link, "_connect", lambda: 1)
+    monkeypatch.setattr(link, "take_certificate", lambda: None)
     monkeypatch.setattr(link._link, "PullMessages", held)
     monkeypatch.setattr(link._link, "DeactivateNode", lambda _: answered.set())
     link._node = fl.Node(node_id=2)

@@ -31,9 +31,13 @@ MESSAGES = st.one_of(
         st.sampled_from(["", *sorted(REFUSALS)]),
         st.binary(min_size=64, max_size=64),
     ),
+    st.builds(wire.Certify, st.binary(max_size=70)),
+    st.builds(wire.Certified, BYTES_32),
     st.builds(wire.Refused, st.sampled_from(sorted(REFUSALS))),
 )
-NAMES = st.sampled_from(["plan", "state", "run", "round", "model", "signature", "code", "vector"]) | st.text(max_size=5)
+NAMES = st.sampled_from(["plan", "state", "run", "round", "model", "signature", "code", "vector", "digest"]) | st.text(
+    max_size=5
+)
 VALUES = st.binary(max_size=70) | st.text(max_size=9) | st.integers() | BYTES_32 | st.booleans() | st.just(wire.READY)
 ODD = st.none() | st.floats() | st.lists(st.integers(), max_size=2)
 PARCELS = st.builds(
@@ -54,7 +58,7 @@ def refusal_of(parcel: wire.Parcel) -> str:
 
 def test_the_messages_tried_here_are_all_there_are() -> None:
     assert set(wire.KINDS.values()) == set(wire.Message.__args__)
-    assert len(wire.KINDS) == 12
+    assert len(wire.KINDS) == 14
 
 
 @given(MESSAGES)

@@ -1,0 +1,31 @@
+"""What went wrong with the connection, in words with the remedy where one is known."""
+
+import datetime as dt
+from typing import Final
+
+import httpx
+from nexus_common.errors import NexusError
+
+_STATUS: Final = {
+    401: "refuses this site's signed time (HTTP 401): the clocks differ, and the server's is used now, or it has "
+    "restarted",
+    404: "does not know this site's certificate, or it has expired (HTTP 404); `nexus-client check` shows its dates",
+}
+
+
+def in_words(problem: Exception, address: str) -> str:
+    """One sentence."""
+    if isinstance(problem, NexusError):
+        return str(problem)
+    if isinstance(problem, httpx.HTTPStatusError):
+        code = problem.response.status_code
+        return f"{address} {_STATUS.get(code, f'answers HTTP {code}')}"
+    text = str(problem)
+    if "not yet valid" in text or "has expired" in text:
+        return (
+            f"the certificate at {address} is not valid at this machine's time, "
+            f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC ({text}); set the clock: `timedatectl set-ntp true`"
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"the certificate at {address} is not from this consortium, or does not name that host ({text})"
+    return f"no connection to {address} ({type(problem).__name__}: {text})"

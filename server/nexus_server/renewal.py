@@ -1,0 +1,53 @@
+"""Certificates that renew themselves: at a third of their life left a connected site gets a new one for its key."""
+
+import datetime as dt
+import hashlib
+import logging
+from dataclasses import replace
+from typing import Final, cast
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from nexus_common import certs, wire
+from nexus_common.audit import AuditLog
+
+from nexus_server.ca import CertificateAuthority
+from nexus_server.exchange import SMALL_TRIP_SECONDS, Exchange, problem_of
+from nexus_server.pauses import Pauses
+from nexus_server.records import SiteRow
+from nexus_server.registry import Registry
+
+log = logging.getLogger(__name__)
+LEFT: Final = dt.timedelta(days=certs.LEAF_DAYS) / 3
+
+
+class Renewal:
+    """Used by the round logic's thread, between its turns."""
+
+    def __init__(
+        self, registry: Registry, exchange: Exchange, authority: CertificateAuthority, audit: AuditLog
+    ) -> None:
+        self.registry, self.exchange, self.authority, self.audit = registry, exchange, authority, audit
+        self._pauses = Pauses()
+
+    def renew(self) -> None:
+        """Send a certificate to each connected site whose own runs out; the site keeps it, then the registry does."""
+        until, alive = (dt.datetime.now(dt.UTC) + LEFT).timestamp(), self.exchange.alive()
+        due = [row for row in self.registry.sites() if row.expires < until and row.name in alive]
+        rows = {row.name: self._certified(row) for row in due if self._pauses.over(row.name)}
+        if not rows:
+            return
+        asked = {name: wire.Certify(row.certificate) for name, row in rows.items()}
+        for name, answer in self.exchange.ask(asked, SMALL_TRIP_SECONDS).items():
+            if answer != wire.Certified(hashlib.sha256(rows[name].certificate).digest()):
+                self._pauses.begin(name)
+                log.warning("the certificate of %s is not renewed: %s", name, problem_of(answer) or "another answer")
+                continue
+            self.registry.certify(rows[name])
+            self.audit.append("certificate renewed", site=name, key=rows[name].identity.hex())
+            log.info("the certificate of %s is renewed", name)
+
+    def _certified(self, row: SiteRow) -> SiteRow:
+        key = cast(ec.EllipticCurvePublicKey, load_pem_public_key(row.public_pem))
+        certificate = self.authority.issue(row.name, key, row.identity)
+        return replace(row, certificate=certs.pem(certificate), expires=certificate.not_valid_after_utc.timestamp())
