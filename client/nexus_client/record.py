@@ -61,15 +61,19 @@ class ProtocolRecord:
             self.write("INSERT INTO secret VALUES (?)", *rows[0])
         return int.from_bytes(hmac.digest(rows[0][0], model, "sha256"), "little")
 
+    def trained_elsewhere(self, plan: bytes, model: bytes) -> bool:
+        """Whether another plan has had this model trained here: its sum may be open without this site's help."""
+        return self.number("SELECT count(*) FROM trained WHERE model = ?1 AND plan <> ?2", model, plan) > 0
+
     def models_trained(self, plan: bytes, model: bytes) -> int:
         """How many different models a plan has had trained here, this one, which is noted, among them."""
         self.write("INSERT OR IGNORE INTO trained VALUES (?, ?)", plan, model)
         return self.number("SELECT count(*) FROM trained WHERE plan = ?", plan)
 
-    def number(self, query: str, key: bytes) -> int:
+    def number(self, query: str, *values: bytes) -> int:
         """The one number that a query finds, 0 where it finds none."""
         try:
-            found = self._db.execute(query, (key,)).fetchone()
+            found = self._db.execute(query, values).fetchone()
         except sqlite3.Error as problem:
             raise NexusError(f"{self.path} cannot be read ({problem}); without it no update leaves this site") from None
         return int(found[0]) if found else 0

@@ -178,7 +178,12 @@ class SiteRounds:
             raise
 
     def _require_few(self, plan: Plan, model: bytes) -> None:
-        """Refuse more different models than a run of the plan can have; each one trained shows how long it takes."""
+        """Refuse more different models than a run of the plan can have, and one of another plan's.
+
+        Each one trained shows how long it takes; and two plans start apart, so that no two sums are of one model.
+        """
+        if self.record.trained_elsewhere(plan.hash, model):
+            raise Refusal("model-replay", f"another plan has trained on the model that plan {plan.name} comes with")
         most = plan.protocol_plans[0].rounds + 1  # and the closing one
         if (count := self.record.models_trained(plan.hash, model)) > most:
             raise Refusal("rounds-spent", f"{count} different models to train on, plan {plan.name} has at most {most}")

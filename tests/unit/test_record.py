@@ -193,3 +193,9 @@ def test_draws_are_the_same_for_a_model_for_ever_and_no_other_sites(record: Prot
 def test_models_are_counted_once_each_and_by_plan(record: ProtocolRecord) -> None:
     assert [record.models_trained(b"p", one) for one in (MODEL, MODEL, OTHER, MODEL)] == [1, 1, 2, 2]
     assert record.models_trained(b"q", MODEL) == 1
+
+
+def test_a_model_that_another_plan_has_trained_is_known(record: ProtocolRecord) -> None:
+    record.models_trained(b"p", MODEL)
+    known = [record.trained_elsewhere(plan, model) for plan in (b"p", b"q") for model in (MODEL, OTHER)]
+    assert known == [False, False, True, False]

@@ -373,3 +373,9 @@ def test_nothing_but_an_inbox_passes_for_one(site: SiteRounds) -> None:
     (protocol,) = PLAN.protocol_plans
     setup = Server(protocol, 1).start()
     assert refused(site, wire.Ask(PLAN.hash, 0, setup, setup)) == "malformed"
+
+
+def test_a_model_of_another_plan_is_not_trained_on(site: SiteRounds) -> None:
+    prepared(site)
+    site.record.models_trained(b"another plan", model_of())
+    assert refused(site, train()) == "model-replay"
