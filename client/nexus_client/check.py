@@ -4,6 +4,7 @@ Runs in the command's own process, beside a running agent or without one.  It co
 nowhere else, and shows counts and positions of rows, never their text.
 """
 
+import contextlib
 import datetime as dt
 import shutil
 import socket
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from nexus_common import certs
 from nexus_common.address import split_address
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.recipe import PACKAGED_BASE
@@ -25,7 +28,7 @@ from nexus_client.policy import read_policy
 from nexus_client.rows import summary
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import hold_out_warnings
-from nexus_client.tls import tls_context
+from nexus_client.tls import shown_certificate, tls_context
 from nexus_client.workspace import Workspace
 
 CONNECT_SECONDS: Final = 5.0
@@ -163,19 +166,49 @@ def _server(place: SiteHome, settings: SiteSettings) -> Iterator[CheckLine]:
                 answer = tls.recv(4096).decode("latin-1")
             took = time.time() - began
     except ssl.SSLCertVerificationError as problem:
-        found = f"the certificate at {settings.server} is not from this consortium ({problem.verify_message})"
-        yield _line("server", "fault", found, "have the address exempted from TLS inspection, or correct `server`")
+        yield _line("server", "fault", *_stranger(place, settings.server, problem.verify_message))
         return
     except ssl.SSLError as problem:
         found = f"{settings.server} refuses this site's certificate ({problem.reason})"
         yield _line("server", "fault", found, "ask the coordinator whether this site is enrolled there")
         return
     except OSError as problem:
-        found = f"nobody answers at {settings.server}: {problem.strerror or problem}"
-        yield _line("server", "fault", found, "is nexus-server running, and does the firewall pass this port?")
+        yield _line("server", "fault", *_silence(settings.server, problem))
         return
     yield _line("server", "ok", f"{settings.server} answers over TLS 1.3 with this consortium's certificate")
     yield from _clock(answer, began + took / 2)
+
+
+def _stranger(place: SiteHome, address: str, reason: str) -> tuple[str, str]:
+    """What is wrong with a certificate that was not accepted, and the remedy."""
+    authority, shown = x509.load_pem_x509_certificate((place.keys / "ca.crt").read_bytes()), None
+    with contextlib.suppress(OSError):
+        shown = shown_certificate(address)
+    if shown is not None:
+        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
+            shown.verify_directly_issued_by(authority)
+            return f"the certificate at {address} is the consortium's, but: {reason}", "correct `server`, or the clock"
+    issuer = certs.issuer_of(shown) if shown else "an issuer that it did not show again"
+    return (
+        f"the certificate at {address} came from {issuer!r}, not from the consortium: this network inspects TLS, or "
+        "another server answers there",
+        f"have {address} exempted from TLS inspection, or correct `server`; there is no switch to accept it",
+    )
+
+
+def _silence(address: str, problem: OSError) -> tuple[str, str]:
+    """Why nobody answers, as far as it shows, and the remedy."""
+    host, port = split_address(address)
+    if isinstance(problem, socket.gaierror):
+        return (
+            f"no machine is known by the name {host}: {problem.strerror}",
+            "correct `server`, or have it entered in DNS",
+        )
+    if isinstance(problem, TimeoutError):
+        return f"{address} does not answer at all", f"a firewall drops it: have outgoing TCP to {address} opened"
+    if isinstance(problem, ConnectionRefusedError):
+        return f"{host} answers, but nothing listens on port {port}", "is nexus-server running, and is the port right?"
+    return f"nobody answers at {address}: {problem.strerror or problem}", "does the network reach it, and the firewall?"
 
 
 def _clock(answer: str, here: float) -> Iterator[CheckLine]:

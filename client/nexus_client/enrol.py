@@ -4,8 +4,6 @@ The line pins the hash of the CA's key.  The connection is first made without tr
 other end shows; the secret leaves only after both were held against the pin.
 """
 
-import socket
-import ssl
 from pathlib import Path
 
 import grpc
@@ -25,6 +23,7 @@ from nexus_common.errors import REFUSALS, NexusError
 from nexus_client.certificate import checked
 from nexus_client.policy import write_policy
 from nexus_client.site import SiteHome
+from nexus_client.tls import shown_certificate
 
 CONNECT_SECONDS = 10.0
 
@@ -62,9 +61,8 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
 
 def _request(invite: Invite, place: SiteHome) -> tuple[EnrolAnswer, x509.Certificate]:
     """The server's answer over a connection that was held against the pinned key."""
-    shown = _shown_certificate(invite.address)
-    leaf = x509.load_pem_x509_certificate(shown)
-    credentials = grpc.ssl_channel_credentials(root_certificates=shown)  # trust exactly the certificate just seen
+    leaf = _shown_certificate(invite.address)
+    credentials = grpc.ssl_channel_credentials(root_certificates=certs.pem(leaf))  # trust just what was seen
     with rpc.channel(invite.address, credentials) as channel:
         try:
             text = rpc.call(channel, SERVICE, "authority", rpc.Nothing(), Authority, CONNECT_SECONDS).certificate
@@ -80,18 +78,10 @@ def _request(invite: Invite, place: SiteHome) -> tuple[EnrolAnswer, x509.Certifi
     return answer, authority
 
 
-def _shown_certificate(address: str) -> bytes:
-    """The certificate that the other end shows (PEM); trusted for nothing yet."""
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    host, port = split_address(address)
+def _shown_certificate(address: str) -> x509.Certificate:
+    """The certificate that the enrolment listener shows."""
     try:
-        with (
-            socket.create_connection((host, port), CONNECT_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=host) as tls,
-        ):
-            shown = tls.getpeercert(binary_form=True)
+        shown = shown_certificate(address, ("h2",))
     except OSError as problem:
         raise NexusError(
             f"no enrolment listener answers at {address} ({problem}); it is open only while the "
@@ -100,7 +90,7 @@ def _shown_certificate(address: str) -> bytes:
         ) from None
     if shown is None:
         raise NexusError(f"{address} shows no certificate")
-    return ssl.DER_cert_to_PEM_cert(shown).encode()
+    return shown
 
 
 def _enrol_request(invite: Invite, place: SiteHome) -> EnrolRequest:

@@ -27,5 +27,8 @@ def in_words(problem: Exception, address: str) -> str:
             f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC ({text}); set the clock: `timedatectl set-ntp true`"
         )
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"the certificate at {address} is not from this consortium, or does not name that host ({text})"
+        return (
+            f"the certificate at {address} is not from this consortium, or does not name that host ({text}); "
+            "`nexus-client check` says whose it is"
+        )
     return f"no connection to {address} ({type(problem).__name__}: {text})"

@@ -1,7 +1,14 @@
 """How a site meets the server: TLS 1.3 only, trust in the pinned consortium CA alone, its own certificate."""
 
+import socket
 import ssl
 from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from nexus_common.address import split_address
+
+CONNECT_SECONDS: Final = 10.0
 
 
 def tls_context(keys: Path) -> ssl.SSLContext:
@@ -11,3 +18,18 @@ def tls_context(keys: Path) -> ssl.SSLContext:
     context.load_verify_locations(keys / "ca.crt")
     context.load_cert_chain(keys / "site.crt", keys / "transport.key")
     return context
+
+
+def shown_certificate(address: str, protocols: tuple[str, ...] = ()) -> x509.Certificate | None:
+    """The certificate that the other end shows, trusted for nothing yet; OSError where nobody answers with TLS."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    host, port = split_address(address)
+    with (
+        socket.create_connection((host, port), CONNECT_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=host) as tls,
+    ):
+        shown = tls.getpeercert(binary_form=True)
+    return x509.load_der_x509_certificate(shown) if shown else None

@@ -176,13 +176,41 @@ def test_a_certificates_dates_are_told(place: SiteHome, days_old: int, state: st
 
 def test_nobody_listening_is_told(place: SiteHome) -> None:
     (line,) = lines(place, "server")
-    assert (line.state, line.found) == ("fault", "nobody answers at 127.0.0.1:1: Connection refused")
+    assert (line.state, line.found) == ("fault", "127.0.0.1 answers, but nothing listens on port 1")
+
+
+@pytest.mark.parametrize(
+    ("fault", "found", "remedy"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "no machine is known by the name 127.0.0.1", "DNS"),
+        (TimeoutError("timed out"), "does not answer at all", "a firewall drops it"),
+        (OSError(101, "Network is unreachable"), "nobody answers at 127.0.0.1:1: Network is unreachable", "network"),
+    ],
+    ids=["DNS", "firewall", "network"],
+)
+def test_dns_firewall_and_network_are_told_apart(
+    place: SiteHome, monkeypatch: pytest.MonkeyPatch, fault: OSError, found: str, remedy: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(socket, "create_connection", fails)
+    (line,) = lines(place, "server")
+    assert found in line.found
+    assert remedy in (line.remedy or "")
 
 
 def test_a_server_of_another_authority_is_told(place: SiteHome, start: Callable[..., str]) -> None:
     write(place, start(authority=(OTHER_KEY, OTHER_CA)))
     (line,) = lines(place, "server")
-    assert "is not from this consortium" in line.found
+    assert f"came from {certs.issuer_of(OTHER_CA)!r}, not from the consortium: this network inspects TLS" in line.found
+    assert "no switch" in (line.remedy or "")
+
+
+def test_the_consortiums_certificate_for_another_host_is_told(place: SiteHome, start: Callable[..., str]) -> None:
+    write(place, start().replace("127.0.0.1", "localhost"))
+    (line,) = lines(place, "server")
+    assert "is the consortium's, but" in line.found
 
 
 def test_a_server_that_refuses_the_sites_certificate_is_told(place: SiteHome, start: Callable[..., str]) -> None:
