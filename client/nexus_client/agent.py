@@ -42,7 +42,7 @@ class Agent:
         record = ProtocolRecord(place.state / "protocol.sqlite")
         self.rounds = SiteRounds(self.workspace, identity, self.consent, record)
         self.journal = Journal(self.consent.audit, paced=True)
-        self.link = Link(settings.server, place.keys, self._handle, self.journal)
+        self.link = Link(settings.server, place.keys, self._handle, self.journal, settings.proxy)
         self.place, self._evaluating = place, threading.Lock()
         place.socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
         self._socket = rpc.start_local(self._methods(), api.SERVICE, place.socket)

@@ -28,7 +28,7 @@ from nexus_client.policy import read_policy
 from nexus_client.rows import summary
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import hold_out_warnings
-from nexus_client.tls import shown_certificate, tls_context
+from nexus_client.tls import dial, shown_certificate, tls_context
 from nexus_client.workspace import Workspace
 
 CONNECT_SECONDS: Final = 5.0
@@ -152,38 +152,39 @@ def _certificate(place: SiteHome) -> Iterator[CheckLine]:
 
 def _server(place: SiteHome, settings: SiteSettings) -> Iterator[CheckLine]:
     """TCP, TLS in both directions, and the server's clock, on one connection that asks for nothing."""
-    host, port = split_address(settings.server)
+    host, _ = split_address(settings.server)
     try:
         context = tls_context(place.keys)
     except OSError as problem:
         yield _line("server", "fault", f"keys and certificates cannot be used: {problem}", "run `nexus-client join`")
         return
     try:
-        with socket.create_connection((host, port), CONNECT_SECONDS) as plain:
+        with dial(settings.server, settings.proxy, CONNECT_SECONDS) as plain:
             began = time.time()
             with context.wrap_socket(plain, server_hostname=host) as tls:
                 tls.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
                 answer = tls.recv(4096).decode("latin-1")
             took = time.time() - began
     except ssl.SSLCertVerificationError as problem:
-        yield _line("server", "fault", *_stranger(place, settings.server, problem.verify_message))
+        yield _line("server", "fault", *_stranger(place, settings, problem.verify_message))
         return
     except ssl.SSLError as problem:
         found = f"{settings.server} refuses this site's certificate ({problem.reason})"
         yield _line("server", "fault", found, "ask the coordinator whether this site is enrolled there")
         return
     except OSError as problem:
-        yield _line("server", "fault", *_silence(settings.server, problem))
+        yield _line("server", "fault", *_silence(settings, problem))
         return
     yield _line("server", "ok", f"{settings.server} answers over TLS 1.3 with this consortium's certificate")
     yield from _clock(answer, began + took / 2)
 
 
-def _stranger(place: SiteHome, address: str, reason: str) -> tuple[str, str]:
+def _stranger(place: SiteHome, settings: SiteSettings, reason: str) -> tuple[str, str]:
     """What is wrong with a certificate that was not accepted, and the remedy."""
+    address = settings.server
     authority, shown = x509.load_pem_x509_certificate((place.keys / "ca.crt").read_bytes()), None
     with contextlib.suppress(OSError):
-        shown = shown_certificate(address)
+        shown = shown_certificate(address, settings.proxy)
     if shown is not None:
         with contextlib.suppress(ValueError, TypeError, InvalidSignature):
             shown.verify_directly_issued_by(authority)
@@ -196,9 +197,13 @@ def _stranger(place: SiteHome, address: str, reason: str) -> tuple[str, str]:
     )
 
 
-def _silence(address: str, problem: OSError) -> tuple[str, str]:
+def _silence(settings: SiteSettings, problem: OSError) -> tuple[str, str]:
     """Why nobody answers, as far as it shows, and the remedy."""
+    address, proxy = settings.server, settings.proxy
     host, port = split_address(address)
+    if proxy is not None:
+        found = f"no way to {address} through {proxy}: {problem.strerror or problem}"
+        return found, f"is `proxy` in site.toml right, and does it pass CONNECT to {address}?"
     if isinstance(problem, socket.gaierror):
         return (
             f"no machine is known by the name {host}: {problem.strerror}",

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from nexus_common import rpc
+from nexus_common.address import split_proxy
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.errors import NexusError
 from rich.console import Console
@@ -52,6 +53,7 @@ def join(
     context: typer.Context,
     line: Annotated[str | None, typer.Argument(help="the pasted line; asked for where it is left out")] = None,
     data: Annotated[list[Path] | None, typer.Option(help="a data file or folder for site.toml; repeatable")] = None,
+    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT, for joining and for site.toml")] = None,
 ) -> None:
     """Make keys here, paste one line, be enrolled.
 
@@ -63,7 +65,12 @@ def join(
     given = options(context)
     if line is None:
         line = typer.prompt("invitation", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
-    place, written = enrol(given.home, line, given.site, data or [])
+    if proxy is not None:
+        try:
+            split_proxy(proxy)
+        except ValueError as problem:
+            raise typer.BadParameter(str(problem)) from None
+    place, written = enrol(given.home, line, given.site, data or [], proxy)
     call = f"nexus-client{f' --home {given.home}' if given.home else ''} --site {place.site}"
     show(
         context,

@@ -28,7 +28,9 @@ from nexus_client.tls import shown_certificate
 CONNECT_SECONDS = 10.0
 
 
-def join(home: Path | None, line: str, expected_site: str | None, data: list[Path]) -> tuple[SiteHome, bool]:
+def join(
+    home: Path | None, line: str, expected_site: str | None, data: list[Path], proxy: str | None = None
+) -> tuple[SiteHome, bool]:
     """Enrol this machine; keys that exist already are kept and used again.  Also: whether ``site.toml`` was written."""
     invite = Invite.parse(line)
     if expected_site not in (None, invite.site):
@@ -44,7 +46,7 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
             certs.save_key(place.keys / name, make())
     log = AuditLog(place.audit_file)
     log.append("joining", recipient=invite.address, consortium=invite.ca_hash.hex())
-    answer, authority = _request(invite, place)
+    answer, authority = _request(invite, place, proxy)
     if answer.certificate is None or answer.server is None:
         raise NexusError(_refusal_text(invite, answer))
     try:
@@ -56,14 +58,14 @@ def join(home: Path | None, line: str, expected_site: str | None, data: list[Pat
     write_durably(place.keys / "site.crt", answer.certificate.encode())
     write_policy(place.policy_file, place.site)
     log.append("joined", recipient=invite.address, consortium=invite.ca_hash.hex())
-    return place, place.write_settings(answer.server, data)
+    return place, place.write_settings(answer.server, data, proxy)
 
 
-def _request(invite: Invite, place: SiteHome) -> tuple[EnrolAnswer, x509.Certificate]:
+def _request(invite: Invite, place: SiteHome, proxy: str | None) -> tuple[EnrolAnswer, x509.Certificate]:
     """The server's answer over a connection that was held against the pinned key."""
-    leaf = _shown_certificate(invite.address)
+    leaf = _shown_certificate(invite.address, proxy)
     credentials = grpc.ssl_channel_credentials(root_certificates=certs.pem(leaf))  # trust just what was seen
-    with rpc.channel(invite.address, credentials) as channel:
+    with rpc.channel(invite.address, credentials, proxy) as channel:
         try:
             text = rpc.call(channel, SERVICE, "authority", rpc.Nothing(), Authority, CONNECT_SECONDS).certificate
             authority = x509.load_pem_x509_certificate(text.encode())
@@ -78,15 +80,15 @@ def _request(invite: Invite, place: SiteHome) -> tuple[EnrolAnswer, x509.Certifi
     return answer, authority
 
 
-def _shown_certificate(address: str) -> x509.Certificate:
+def _shown_certificate(address: str, proxy: str | None) -> x509.Certificate:
     """The certificate that the enrolment listener shows."""
     try:
-        shown = shown_certificate(address, ("h2",))
+        shown = shown_certificate(address, proxy, ("h2",))
     except OSError as problem:
+        way = f" through {proxy}" if proxy else ""
         raise NexusError(
-            f"no enrolment listener answers at {address} ({problem}); it is open only while the "
-            "invitation is: ask the coordinator whether nexus-server runs and the invitation is open, "
-            "and check the firewall"
+            f"no enrolment listener answers at {address}{way} ({problem}); it is open only while the invitation is: "
+            "ask the coordinator whether nexus-server runs and the invitation is open, and check the firewall"
         ) from None
     if shown is None:
         raise NexusError(f"{address} shows no certificate")

@@ -44,6 +44,7 @@ class FleetLink(fc.FleetHttpClient):
         context: ssl.SSLContext,
         on_request: Callable[[int], None],
         clock: ServerClock,
+        proxy: str | None = None,
     ) -> None:
         url = f"https://{address}"
         super().__init__(url, interceptors=[SignedTime(key, clock)], verify=context)
@@ -51,6 +52,7 @@ class FleetLink(fc.FleetHttpClient):
         self._client = httpx.Client(
             verify=context,
             trust_env=False,
+            proxy=proxy,
             follow_redirects=False,
             headers={"accept-encoding": "identity"},  # a packed body could unpack to gigabytes
             event_hooks={
@@ -78,8 +80,9 @@ def _bounded(response: httpx.Response) -> None:
 class Link:
     """One site's connection; ``state`` says in words how it is, ``journal`` takes what leaves."""
 
-    def __init__(self, address: str, keys: Path, handle: Handler, journal: Journal) -> None:
+    def __init__(self, address: str, keys: Path, handle: Handler, journal: Journal, proxy: str | None = None) -> None:
         self.address, self._keys, self._journal, self.clock = address, keys, journal, ServerClock()
+        self._proxy = proxy
         self._key = certs.load_transport_key(keys / "transport.key")
         self._public_key = certs.public_pem(self._key.public_key())
         self.take_certificate()
@@ -97,7 +100,7 @@ class Link:
         What is in work ends on the old connection, which is closed when nobody uses it any more.
         """
         context = tls_context(self._keys)
-        self._link = FleetLink(self.address, self._key, context, self._journal.request, self.clock)
+        self._link = FleetLink(self.address, self._key, context, self._journal.request, self.clock, self._proxy)
 
     def run(self) -> None:
         """Serve until ``stop``."""

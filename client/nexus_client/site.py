@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-from nexus_common.address import Address
+from nexus_common.address import Address, Proxy
 from nexus_common.config import Settings, SiteName, read_toml, toml_string
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
@@ -27,6 +27,7 @@ server = {server_text}
 cpu_threads = {threads}           # of this machine's processors, for embedding and training
 salience_rows = 5000      # texts whose token states may be kept on disk (about 110 kB each)
 holdout_share = 0.3333    # of the groups: never trained on, half to choose by, half only to judge by
+{proxy}
 # base_model = "/path/to/a/SentenceTransformer/folder"   # default: the packaged all-MiniLM-L6-v2
 
 # Your text: files (JSONL, CSV, Parquet) or folders of .txt and .md, one [[data]] table each.
@@ -43,6 +44,7 @@ class SiteSettings(Settings):
     salience_rows: Annotated[int, Field(ge=0)] = 5000
     holdout_share: Annotated[float, Field(ge=0, le=0.9)] = 0.3333
     base_model: str | None = None
+    proxy: Proxy | None = None
     data: tuple[DataSource, ...] = ()
 
 
@@ -112,7 +114,7 @@ class SiteHome:
             )
         return settings
 
-    def write_settings(self, server: str, data: list[Path]) -> bool:
+    def write_settings(self, server: str, data: list[Path], proxy: str | None = None) -> bool:
         """Write a commented ``site.toml``; False where there is one, which stays as it is."""
         if self.settings_file.exists():
             return False
@@ -122,6 +124,7 @@ class SiteHome:
             site_text=toml_string(self.site),
             server_text=toml_string(server),
             threads=os.cpu_count() or 1,
+            proxy=f"proxy = {toml_string(proxy)}" if proxy else '# proxy = "http://proxy.example:3128"   # CONNECT',
             data=tables or '\n# [[data]]\n# path = "/srv/handbook"\n',
         )
         write_durably(self.settings_file, text.encode())

@@ -1,4 +1,4 @@
-"""``HOST:PORT`` as people write it."""
+"""``HOST:PORT`` as people write it, and a proxy's ``http://HOST:PORT``."""
 
 import ipaddress
 from typing import Annotated
@@ -22,7 +22,20 @@ def _valid(text: str) -> str:
     return text
 
 
+def split_proxy(text: str) -> tuple[str, int]:
+    """``http://proxy.example:3128`` -> host, port; ValueError with the cause."""
+    if not text.startswith("http://") or "@" in text:
+        raise ValueError(f"{text!r} is not http://HOST:PORT, a proxy without a password that takes CONNECT")
+    return split_address(text.removeprefix("http://").removesuffix("/"))
+
+
+def _valid_proxy(text: str) -> str:
+    split_proxy(text)
+    return text
+
+
 Address = Annotated[str, AfterValidator(_valid)]
+Proxy = Annotated[str, AfterValidator(_valid_proxy)]
 
 
 def refuse_unspecified(text: str) -> None:

@@ -88,11 +88,15 @@ def start_local(methods: Mapping[str, Method[Any, Any]], service: str, socket: P
     return server
 
 
-def channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
-    """A connection to ``unix:PATH`` or, with credentials, to HOST:PORT; proxy variables are not looked at."""
+def channel(address: str, credentials: grpc.ChannelCredentials | None = None, proxy: str | None = None) -> grpc.Channel:
+    """A connection to ``unix:PATH`` or, with credentials, to HOST:PORT, through ``proxy`` where one is given.
+
+    The variable http_proxy is not looked at.
+    """
     if credentials is None:
         return grpc.insecure_channel(address, options=_NO_PROXY)
-    return grpc.secure_channel(address, credentials, options=_NO_PROXY)
+    options = [("grpc.enable_http_proxy", 1), ("grpc.http_proxy", proxy)] if proxy else _NO_PROXY
+    return grpc.secure_channel(address, credentials, options=options)
 
 
 def local_address(socket: Path) -> str:

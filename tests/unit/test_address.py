@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nexus_common.address import Address, refuse_unspecified, split_address
+from nexus_common.address import Address, refuse_unspecified, split_address, split_proxy
 from nexus_common.errors import NexusError
 from pydantic import TypeAdapter, ValidationError
 
@@ -54,3 +54,18 @@ def test_what_can_be_dialled_is_let_through(host: str) -> None:
 def test_what_nobody_can_dial_is_refused(host: str) -> None:
     with pytest.raises(NexusError, match="name this server's own address"):
         refuse_unspecified(f"{host}:8443")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("http://proxy.example:3128", ("proxy.example", 3128)), ("http://[::1]:80/", ("::1", 80))]
+)
+def test_a_proxy_is_a_host_and_a_port(text: str, found: tuple[str, int]) -> None:
+    assert split_proxy(text) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["", "proxy:3128", "https://proxy:3128", "http://proxy", "http://a:b@proxy:3128", "http://"]
+)
+def test_any_other_proxy_is_refused_with_what_one_looks_like(text: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        split_proxy(text)
