@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 TORCH := 'torch>=2.9.1,$(if $(filter aarch64,$(shell uname -m)),<2.10,<2.14)'
 
-.PHONY: demo test lint bench bench-secagg bench-flower bench-sim clean
+.PHONY: demo test lint bench bench-secagg bench-flower bench-sim chaos clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -21,6 +21,9 @@ lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+chaos: $(VENV)/.dev
+	$(RUN) -m tests.chaos.chaos --seconds $(or $(SECONDS),1800) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/.dev
 	$(RUN) -m tests.bench.server
