@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from nexus_common import certs
 from nexus_common.address import split_address
 from nexus_common.errors import NexusError, Refusal
@@ -186,8 +186,8 @@ def _stranger(place: SiteHome, settings: SiteSettings, reason: str) -> tuple[str
     with contextlib.suppress(OSError):
         shown = shown_certificate(address, settings.proxy)
     if shown is not None:
-        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
-            shown.verify_directly_issued_by(authority)
+        with contextlib.suppress(Refusal):
+            certs.check_issued_by(shown, authority, certs.key_hash(authority), ExtendedKeyUsageOID.SERVER_AUTH)
             return f"the certificate at {address} is the consortium's, but: {reason}", "correct `server`, or the clock"
     issuer = certs.issuer_of(shown) if shown else "an issuer that it did not show again"
     return (

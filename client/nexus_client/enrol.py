@@ -23,9 +23,7 @@ from nexus_common.errors import REFUSALS, NexusError
 from nexus_client.certificate import checked
 from nexus_client.policy import write_policy
 from nexus_client.site import SiteHome
-from nexus_client.tls import shown_certificate
-
-CONNECT_SECONDS = 10.0
+from nexus_client.tls import CONNECT_SECONDS, shown_certificate
 
 
 def join(

@@ -141,8 +141,7 @@ class SiteRounds:
     def _train(self, message: wire.TrainRound) -> wire.Message:
         plan = self._current(message.run)
         self.consent.require(plan)
-        if self._readied is None or self._held_out is None:
-            raise Refusal("not-ready")
+        self._material()
         self._require_rows()
         layout, number = plan.adapter.layout, message.round + 1
         check_number(plan, message.round)
@@ -168,6 +167,12 @@ class SiteRounds:
             "round %d of %d: %d steps in %.1f s", number, plan.rounds, plan.local.steps, time.monotonic() - started
         )
         return wire.Trained(model)
+
+    def _material(self) -> tuple[Readied, HeldOut]:
+        """What preparing has left; Refusal ``not-ready`` before that."""
+        if self._readied is None or self._held_out is None:
+            raise Refusal("not-ready")
+        return self._readied, self._held_out
 
     def _require_consent(self, plan: Plan, number: int) -> None:
         """It may have been withdrawn while the site trained."""
@@ -195,10 +200,7 @@ class SiteRounds:
 
         With weights of its own choice it could otherwise ask for any text whether it is here.
         """
-        readied, held_out, number = self._readied, self._held_out, message.round + 1
-        if readied is None or held_out is None:
-            raise Refusal("not-ready")
-        layout = plan.adapter.layout
+        (readied, held_out), number, layout = self._material(), message.round + 1, plan.adapter.layout
         nothing = np.zeros(layout.dim, np.float32)
         try:
             figures = held_out.report(begins)

@@ -190,6 +190,6 @@ def instruction(parcel: Parcel, node: int, ttl_seconds: float) -> Message:
 
 def reply(parcel: Parcel, to: Message) -> Message:
     """A site's answer, dated as its question was: a site's own clock may be wrong."""
-    made = Message(content_of(parcel), reply_to=to, ttl=to.metadata.ttl)
+    made = Message(content_of(parcel), reply_to=to)
     made.metadata.__dict__["_created_at"], made.metadata.ttl = to.metadata.created_at, to.metadata.ttl
     return made

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,6 +105,17 @@ def test_a_reply_goes_back_to_the_node_that_asked() -> None:
     reply = fl.reply(Parcel("readiness", {"state": "ready"}), sent())
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (5, fl.SUPERLINK_NODE_ID)
     assert fl.parcel_of(reply).fields == {"state": "ready"}
+
+
+def test_a_late_reply_is_dated_as_its_question_and_flower_warns_of_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("flwr"), "handlers", [caplog.handler])
+    question = fl.instruction(PARCEL, 5, 60)
+    question.metadata.__dict__["_created_at"] -= 30
+    reply = fl.reply(Parcel("readiness", {"state": "ready"}), question)
+    assert (reply.metadata.created_at, reply.metadata.ttl) == (question.metadata.created_at, 60)
+    assert not caplog.records
 
 
 def test_the_senders_word_about_itself_is_not_believed() -> None:
