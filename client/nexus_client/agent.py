@@ -80,7 +80,7 @@ class Agent:
         """The answer to a message of the server."""
         if not isinstance(message, wire.Certify):
             return self.rounds.handle(message)
-        certificate = renew(message.certificate, self.place)
+        certificate = renew(message.certificate, message.authorities, self.place)
         self.link.take_certificate()
         until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
         self.consent.audit.append("certificate renewed", until=until)

@@ -193,7 +193,8 @@ def _stranger(place: SiteHome, settings: SiteSettings, reason: str) -> tuple[str
     return (
         f"the certificate at {address} came from {issuer!r}, not from the consortium: this network inspects TLS, or "
         "another server answers there",
-        f"have {address} exempted from TLS inspection, or correct `server`; there is no switch to accept it",
+        f"have {address} exempted from TLS inspection, or correct `server`; there is no switch to accept it. Where the "
+        f"consortium's own key was replaced, join again with a line of `nexus-server invite {place.site} --renew`",
     )
 
 

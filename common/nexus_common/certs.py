@@ -113,12 +113,45 @@ def make_authority(key: TransportKey, name: str, now: dt.datetime) -> x509.Certi
     """The consortium's transport CA, self-signed."""
     short = name.encode()[:50].decode(errors="ignore")  # X.509 allows 64 bytes
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"NEXUS {short} CA")])
+    return _authority(subject, key.public_key(), key, now)
+
+
+def authority_like(
+    before: x509.Certificate, key: ec.EllipticCurvePublicKey, signer: TransportKey, now: dt.datetime
+) -> x509.Certificate:
+    """A CA certificate for ``key`` under the name of the one before it.
+
+    RFC 5280, section 6.1: certificates between keys of one name do not count against the path length, which is 0.
+    """
+    return _authority(before.subject, key, signer, now)
+
+
+def _authority(
+    name: x509.Name, key: ec.EllipticCurvePublicKey, signer: TransportKey, now: dt.datetime
+) -> x509.Certificate:
     return (
-        _builder(subject, subject, key.public_key(), now, CA_DAYS)
+        _builder(name, name, key, now, CA_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
-        .sign(key, hashes.SHA384())
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA384())
     )
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether a certificate may issue others; ValueError where its extensions cannot be read."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def issuer_key(certificate: x509.Certificate) -> bytes | None:
+    """The identifier of the key that signed a certificate; its own where it signed itself and does not say so."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    except x509.ExtensionNotFound:
+        return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest
 
 
 def issue_server(

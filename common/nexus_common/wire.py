@@ -127,9 +127,10 @@ class Received:
 
 @dataclass(frozen=True)
 class Certify:
-    """To a site: a new certificate (PEM) for the key it has, before the one in use runs out."""
+    """To a site: a new certificate for the key it has, and the CA that issued it with those before it; both PEM."""
 
     certificate: bytes
+    authorities: bytes
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from nexus_common.rpc import Method, Nothing
 from nexus_server import admin_api as api
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.admin_plans import PlanAdministration
-from nexus_server.ca import Enrolment
+from nexus_server.enrolment import Enrolment
 from nexus_server.exchange import Exchange
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, WITHDRAWN, Run
 from nexus_server.registry import Registry
@@ -43,6 +43,7 @@ class Administration:
             **self.models.methods(),
             "invite": Method(api.InviteRequest, api.InviteLine, self.invite),
             "revoke": Method(api.SiteName, api.SiteList, self.revoke),
+            "rotate_ca": Method(api.RotateRequest, api.Rotated, self.rotate_ca),
             "sites": Method(Nothing, api.SiteList, self.sites),
             "train": Method(api.PlanText, api.Status, self.train),
             "stop": Method(api.RunName, api.Status, self.stop),
@@ -65,6 +66,10 @@ class Administration:
         self.plans.audit.append("revoked", site=request.site)
         self.on_revoked()
         return self.sites(Nothing())
+
+    def rotate_ca(self, request: api.RotateRequest) -> api.Rotated:
+        """Give the CA a new key."""
+        return api.Rotated(ended=self.enrolment.rotate(distrust=request.distrust))
 
     def sites(self, _: Nothing) -> api.SiteList:
         """Enrolled and invited sites."""
@@ -89,7 +94,12 @@ class Administration:
             for row in rows
         ]
         enrolled = {row.name for row in rows}
-        return api.SiteList(sites=lines, invited=[s for s in self.registry.open_invitations() if s not in enrolled])
+        return api.SiteList(
+            sites=lines,
+            invited=[site for site in self.registry.open_invitations() if site not in enrolled],
+            ca_days_left=self.enrolment.authority.days_left,
+            ca_overlap=bool(self.enrolment.authority.authorities.links),
+        )
 
     def train(self, request: api.PlanText) -> api.Status:
         """Start a run once its sites have approved the plan, or take a stopped one up again."""

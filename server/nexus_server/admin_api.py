@@ -126,10 +126,24 @@ class SiteLine(Body):
 
 
 class SiteList(Body):
-    """All sites; ``invited`` have not come yet."""
+    """All sites; ``invited`` have not come yet; ``ca_overlap`` while some still hold an older CA key's certificate."""
 
     sites: list[SiteLine]
     invited: list[str]
+    ca_days_left: int
+    ca_overlap: bool
+
+
+class RotateRequest(Body):
+    """A new key for the CA; ``distrust``: what the old one signed counts no more."""
+
+    distrust: bool
+
+
+class Rotated(Body):
+    """Sites whose invitation ended with the old key."""
+
+    ended: list[str]
 
 
 class Status(Body):

@@ -17,8 +17,9 @@ from nexus_common.journal import Journal
 
 from nexus_server.admin import Administration
 from nexus_server.admin_api import SERVICE
-from nexus_server.ca import CertificateAuthority, CertificateFiles, Enrolment
-from nexus_server.door import SiteConnection, make_app, open_door, tls_context
+from nexus_server.ca import ROTATE_DAYS, CertificateAuthority, CertificateFiles
+from nexus_server.door import SiteConnection, make_app, open_door
+from nexus_server.enrolment import Enrolment
 from nexus_server.exchange import GridExchange
 from nexus_server.gate import KnownSite
 from nexus_server.grid import LocalGrid
@@ -26,6 +27,7 @@ from nexus_server.registry import Registry
 from nexus_server.renewal import Renewal
 from nexus_server.rounds import Conductor
 from nexus_server.settings import admin_socket, audit_file, read_settings
+from nexus_server.tls import DoorTls
 
 log = logging.getLogger(__name__)
 STOP_WITHIN_SECONDS: Final = 5.0
@@ -41,11 +43,11 @@ class Server:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # strangers' half-open connections take descriptors
         self.registry = Registry(home / "state")
         files = CertificateFiles(home / "keys")
-        authority = CertificateAuthority(files)
-        authority.ensure_server_certificate(certificate_hosts(self.settings.address, self.settings.enrol_address))
+        self.authority = CertificateAuthority(files)
+        self.authority.ensure_server_certificate(self._hosts())
         audit = AuditLog(audit_file(home))
         self.journal = Journal(audit)
-        self.enrolment = Enrolment(authority, self.registry, self.settings, audit)
+        self.enrolment = Enrolment(self.authority, self.registry, self.settings, audit)
         self.grid = LocalGrid()
         self._known: dict[bytes, KnownSite] = {}
         self._seen: dict[str, float] = {}
@@ -53,14 +55,15 @@ class Server:
         self.refresh_sites()
         exchange = GridExchange(self.grid, lambda: self.grid.node_of, SiteConnection.received.total, self.journal)
         self.conductor = Conductor(self.registry, exchange, self._identities, audit)
-        self.renewal = Renewal(self.registry, exchange, authority, audit)
+        self.renewal = Renewal(self.registry, exchange, self.authority, audit)
         self.grid.state.on_restart = lambda node: self.conductor.site_left(self.grid.site_of[node])
         self.administration = Administration(
             self.registry, self.enrolment, self.conductor, exchange, audit, SiteConnection.received, self.refresh_sites
         )
         host, port = split_address(self.settings.listen)
         app = make_app(self.grid, self._lookup, self._on_seen)
-        self._door = open_door(app, host, port, tls_context(files.server, files.server_key, files.ca))
+        self._tls = DoorTls(files)
+        self._door = open_door(app, host, port, self._tls.context)
         socket = admin_socket(home)
         socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
         self._admin = rpc.start_local(self.administration.methods(), SERVICE, socket)
@@ -78,6 +81,7 @@ class Server:
 
     def _tick(self) -> None:
         try:
+            self._keep_certificates()
             self.enrolment.watch()
             self.refresh_sites()
             seen, self._seen = self._seen, {}
@@ -85,6 +89,15 @@ class Server:
             self.journal.settle()
         except Exception:  # whatever it is, the port and the rounds go on
             log.exception("the server's housekeeping met a fault; it tries again in a second")
+
+    def _keep_certificates(self) -> None:
+        if self.authority.days_left < ROTATE_DAYS:
+            self.enrolment.rotate()
+        if self.authority.ensure_server_certificate(self._hosts()):
+            self._tls.reload()
+
+    def _hosts(self) -> list[str]:
+        return certificate_hosts(self.settings.address, self.settings.enrol_address)
 
     def _run_rounds(self) -> None:
         while not self._stopping.is_set():

@@ -1,48 +1,20 @@
-"""The consortium's certificate authority and the enrolment of sites.
-
-``init`` makes the CA.  An invitation is one line with a one-time secret; one-time means one *key*: the same request
-gets the same certificate again (the answer may have been lost), another key is refused.  The enrolment listener exists
-only while invitations are open.
-"""
+"""The consortium's certificate authority: its key, the certificates it issues, and how a new key takes its place."""
 
 import datetime as dt
-import hashlib
-import logging
-import re
-import secrets
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import grpc
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from nexus_common import certs, rpc
-from nexus_common.audit import AuditLog
-from nexus_common.config import SITE_PATTERN
-from nexus_common.disk import write_durably
-from nexus_common.enrolment import (
-    SERVICE,
-    Authority,
-    EnrolAnswer,
-    EnrolRequest,
-    Invite,
-    request_bytes,
-)
-from nexus_common.errors import NexusError, Refusal
+from nexus_common import certs
+from nexus_common.authorities import Authorities
+from nexus_common.disk import sync_folder, write_durably
+from nexus_common.errors import NexusError
 
-from nexus_server.records import JOIN, RENEW, REPLACE, Invitation, SiteRow
-from nexus_server.registry import Registry
-from nexus_server.settings import ServerSettingsFile
-
-log = logging.getLogger(__name__)
-INVITE_DAYS: Final = 7
-_DONE: Final = {JOIN: "enrolled", RENEW: "certificate renewed", REPLACE: "keys replaced"}
 RENEW_SERVER_DAYS: Final = 120
+ROTATE_DAYS: Final = 730  # left of the CA's ten years: by then every certificate has run out twice
 
 
 @dataclass(frozen=True)
@@ -53,7 +25,7 @@ class CertificateFiles:
 
     @property
     def ca(self) -> Path:
-        """The CA certificate, public."""
+        """The CA's certificate, and after a rotation those before it (``Authorities``); public."""
         return self.folder / "ca.crt"
 
     @property
@@ -63,7 +35,7 @@ class CertificateFiles:
 
     @property
     def server(self) -> Path:
-        """The server's certificate."""
+        """The server's certificate, with what vouches for its issuer below it."""
         return self.folder / "server.crt"
 
     @property
@@ -73,12 +45,22 @@ class CertificateFiles:
 
 
 class CertificateAuthority:
-    """Issues certificates; needs the CA's private key on this machine."""
+    """Issues certificates; needs the CA's private key on this machine.  Any thread."""
 
     def __init__(self, files: CertificateFiles) -> None:
-        self.files = files
-        self._key = certs.load_transport_key(files.ca_key)
-        self.certificate = x509.load_pem_x509_certificate(files.ca.read_bytes())
+        self.files, self._lock = files, threading.RLock()
+        self._load()
+
+    def _load(self) -> None:
+        """The key decides which generation is in force: a rotation that was cut short has not happened."""
+        self._key = certs.load_transport_key(self.files.ca_key)
+        try:
+            self.authorities = Authorities.read(self.files.ca.read_bytes()).since(self._key)
+        except (OSError, ValueError) as problem:
+            raise NexusError(
+                f"{self.files.ca} is not the certificate of {self.files.ca_key} ({problem}); restore both from the "
+                "backup"
+            ) from None
 
     @classmethod
     def create(cls, files: CertificateFiles, name: str) -> "CertificateAuthority":
@@ -92,161 +74,61 @@ class CertificateAuthority:
             write_durably(files.ca, certs.pem(certs.make_authority(key, name, dt.datetime.now(dt.UTC))))
         return cls(files)
 
-    def ensure_server_certificate(self, hosts: list[str]) -> None:
-        """Issue the server's certificate where it is missing, runs out, or names other hosts."""
-        now = dt.datetime.now(dt.UTC)
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The CA's certificate, whose key sites pin."""
+        return self.authorities.newest
+
+    @property
+    def days_left(self) -> int:
+        """Of that certificate."""
+        return (self.certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)).days
+
+    def ensure_server_certificate(self, hosts: list[str]) -> bool:
+        """Issue the server's certificate where it is missing, runs out, or says something else; whether it did."""
+        with self._lock:
+            if self._is_good(hosts):
+                return False
+            key, now = certs.load_transport_key(self.files.server_key).public_key(), dt.datetime.now(dt.UTC)
+            issued = certs.pem(certs.issue_server(self._key, self.certificate, key, hosts, now))
+            write_durably(self.files.server, issued + self.authorities.linked)
+            return True
+
+    def _is_good(self, hosts: list[str]) -> bool:
         try:
-            found = x509.load_pem_x509_certificate(self.files.server.read_bytes())
-            names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            named = {str(n) for n in names.get_values_for_type(x509.IPAddress)} | set(
-                names.get_values_for_type(x509.DNSName)
-            )
-            if named == set(hosts) and found.not_valid_after_utc > now + dt.timedelta(days=RENEW_SERVER_DAYS):
-                return
+            found, *links = x509.load_pem_x509_certificates(self.files.server.read_bytes())
         except FileNotFoundError:
-            pass
-        key = certs.load_transport_key(self.files.server_key).public_key()
-        write_durably(self.files.server, certs.pem(certs.issue_server(self._key, self.certificate, key, hosts, now)))
+            return False
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        named = {str(n) for n in names.get_values_for_type(x509.IPAddress)}
+        named |= set(names.get_values_for_type(x509.DNSName))
+        lasts = found.not_valid_after_utc > dt.datetime.now(dt.UTC) + dt.timedelta(days=RENEW_SERVER_DAYS)
+        chained = self.authorities.issued(found) and tuple(links) == self.authorities.links
+        return named == set(hosts) and lasts and chained
 
     def issue(self, site: str, key: ec.EllipticCurvePublicKey, identity: bytes) -> x509.Certificate:
         """A site's certificate."""
-        return certs.issue_site(self._key, self.certificate, key, site, identity, dt.datetime.now(dt.UTC))
-
-
-class Enrolment:
-    """Invitations, the requests that use them, and the listener that takes those requests."""
-
-    def __init__(
-        self, authority: CertificateAuthority, registry: Registry, settings: ServerSettingsFile, audit: AuditLog
-    ) -> None:
-        self.authority, self.registry, self.settings, self.audit = authority, registry, settings, audit
-        self._lock = threading.Lock()  # one request at a time: an invitation is used once
-        self._opening = threading.RLock()  # the listener is opened and closed by two threads
-        self._listener: grpc.Server | None = None
-
-    def invite(self, site: str, controller: str = "", contact: str = "", kind: str = JOIN) -> Invite:
-        """A fresh invitation to join, to renew a certificate, or to replace lost keys; an older one for the site ends.
-
-        ``controller`` and ``contact`` answer for the site's data in plans.
-        """
-        if not re.fullmatch(SITE_PATTERN, site):
-            raise NexusError(f"{site!r} cannot be a site's name: 1 to 63 of a-z, 0-9 and inner hyphens")
-        enrolled = site in {row.name for row in self.registry.sites()}
-        if enrolled and kind == JOIN:
-            raise NexusError(
-                f"{site} is already enrolled: `invite {site} --renew` where its certificate ran out, `--replace` where "
-                "its keys are lost; `nexus-server sites` lists the sites"
-            )
-        if not enrolled and kind != JOIN:
-            raise NexusError(f"{site} is not enrolled; `nexus-server invite {site}` without --{kind} lets it join")
-        secret = secrets.token_bytes(16)
-        now = time.time()
-        secret_hash, expires = hashlib.sha256(secret).digest(), now + INVITE_DAYS * 86_400
-        self.registry.invite(Invitation(secret_hash, site, now, expires, None, controller, contact, kind))
-        self.audit.append("invited", site=site, purpose=kind)
-        self.watch()
-        return Invite(self.settings.enrol_address, site, certs.key_hash(self.authority.certificate), secret)
-
-    def watch(self) -> None:
-        """Open or close the listener as invitations open and close; called every second."""
-        with self._opening:
-            wanted = bool(self.registry.open_invitations())
-            if wanted and self._listener is None:
-                self._open()
-            elif not wanted and self._listener is not None:
-                self.close()
-
-    def _open(self) -> None:
-        files = self.authority.files
-        credentials = grpc.ssl_server_credentials([(files.server_key.read_bytes(), files.server.read_bytes())])
-        methods: dict[str, rpc.Method[Any, Any]] = {
-            "authority": rpc.Method(rpc.Nothing, Authority, self._authority),
-            "enrol": rpc.Method(EnrolRequest, EnrolAnswer, self.enrol),
-        }
-        self._listener = rpc.start(methods, SERVICE, self.settings.enrol_listen, credentials)
-        log.info("enrolment listener open at %s", self.settings.enrol_listen)
-
-    def close(self) -> None:
-        """Close the listener."""
-        with self._opening:
-            if self._listener is not None:
-                self._listener.stop(grace=1).wait()
-                self._listener = None
-                log.info("enrolment listener closed: no invitation is open")
-
-    def _authority(self, _: rpc.Nothing) -> Authority:
-        return Authority(certificate=certs.pem(self.authority.certificate).decode())
-
-    def enrol(self, request: EnrolRequest) -> EnrolAnswer:
-        """Check a request against its invitation; the certificate, or the refusal's code with its facts."""
         with self._lock:
-            return self._enrol(request)
+            return certs.issue_site(self._key, self.certificate, key, site, identity, dt.datetime.now(dt.UTC))
 
-    def _enrol(self, request: EnrolRequest) -> EnrolAnswer:
-        contact = self.settings.contact
-        secret_hash = hashlib.sha256(request.secret).digest()
-        invitation = self.registry.invitation(secret_hash)
-        if invitation is None or invitation.site != request.site:
-            return EnrolAnswer(refused="invite-unknown", contact=contact)
-        try:
-            key = _checked_key(request)
-        except Refusal as refusal:
-            log.warning("enrolment of %s refused: %s", request.site, refusal)
-            return EnrolAnswer(refused=refusal.code, contact=contact)
-        request_hash = hashlib.sha256(certs.spki(key) + request.identity).digest()
-        if invitation.request_hash is not None:
-            return self._again(invitation.site, invitation.request_hash, request_hash)
-        if time.time() > invitation.expires:
-            return EnrolAnswer(refused="invite-expired", expired=invitation.expires, contact=contact)
-        if (code := self._objection(invitation, request.identity, certs.key_hash(key))) is not None:
-            return EnrolAnswer(refused=code, contact=contact)
-        certificate = self.authority.issue(request.site, key, request.identity)
-        row = SiteRow(
-            request.site,
-            certs.key_hash(key),
-            certs.public_pem(key),
-            request.identity,
-            certs.pem(certificate),
-            certificate.not_valid_after_utc.timestamp(),
-            time.time(),
-            None,
-            None,
-            invitation.controller,
-            invitation.contact,
-        )
-        (self.registry.enrol if invitation.kind == JOIN else self.registry.certify)(row, secret_hash, request_hash)
-        self.audit.append(_DONE[invitation.kind], site=request.site, key=request.identity.hex())
-        log.info("%s: %s", request.site, _DONE[invitation.kind])
-        return EnrolAnswer(certificate=certs.pem(certificate).decode(), server=self.settings.address)
+    def rotate(self, *, distrust: bool = False) -> None:
+        """A new key, for which the old one vouches unless it is distrusted; the old one is destroyed.
 
-    def _objection(self, invitation: Invitation, identity: bytes, key_hash: bytes) -> str | None:
-        """Why these keys are not those that the invitation is for; a refusal's code."""
-        rows = {row.name: row for row in self.registry.sites()}
-        if invitation.kind == RENEW:
-            own = rows[invitation.site]
-            return None if (identity, key_hash) == (own.identity, own.key_hash) else "other-key"
-        taken = any(identity == row.identity or key_hash == row.key_hash for row in rows.values())
-        return "key-in-use" if taken else None
+        Its certificates count until all connected sites have one of the new key, or, distrusted, no more.
+        """
+        with self._lock:
+            fresh = self.files.ca_key.with_name("ca-next.key")
+            fresh.unlink(missing_ok=True)  # of an attempt that was cut short
+            certs.save_key(fresh, key := certs.new_transport_key())
+            write_durably(self.files.ca, self.authorities.rotated(self._key, key, dt.datetime.now(dt.UTC)).pem)
+            fresh.replace(self.files.ca_key)
+            sync_folder(self.files.folder)
+            self._load()
+            if distrust:
+                self.forget_older()
 
-    def _again(self, site: str, used_by: bytes, request_hash: bytes) -> EnrolAnswer:
-        if used_by != request_hash:
-            log.warning("the invitation of %s was presented again with another key", site)
-            return EnrolAnswer(refused="invite-used", contact=self.settings.contact)
-        row = next(row for row in self.registry.sites() if row.name == site)
-        return EnrolAnswer(certificate=row.certificate.decode(), server=self.settings.address)
-
-
-def _checked_key(request: EnrolRequest) -> ec.EllipticCurvePublicKey:
-    """The P-384 key of a request that both of its keys signed; Refusal ``request-signature`` otherwise."""
-    try:
-        csr = x509.load_der_x509_csr(request.csr)
-        key = csr.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-            raise ValueError("not a P-384 key")
-        if not csr.is_signature_valid:
-            raise ValueError("the request is not signed by its own key")
-        signed = request_bytes(request.site, request.secret, request.csr)
-        Ed25519PublicKey.from_public_bytes(request.identity).verify(request.signature, signed)
-    except (ValueError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion) as problem:
-        raise Refusal("request-signature", str(problem)) from None
-    return key
+    def forget_older(self) -> None:
+        """End the overlap: only the newest key's certificates count."""
+        with self._lock:
+            write_durably(self.files.ca, certs.pem(self.certificate))
+            self._load()

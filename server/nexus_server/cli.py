@@ -142,6 +142,8 @@ def sites(context: typer.Context) -> None:
         context,
         answer.model_dump(),
         table(["site", "state", "last seen", "certificate days", "plan", "run"], rows)
+        + f"\nthe CA's certificate: {answer.ca_days_left} days"
+        + (", its key was replaced and not all sites have come since" if answer.ca_overlap else "")
         if rows
         else "no site yet: nexus-server invite hospital-a",
     )
@@ -232,6 +234,28 @@ def revoke(context: typer.Context, site: str) -> None:
         f"{site} is shut out and its certificate counts no more; a run that names it goes on without it, or waits "
         "where nobody can be spared: `nexus-server plan new NAME --from PLAN --without " + site + "`",
     )
+
+
+@app.command("rotate-ca")
+def rotate_ca(
+    context: typer.Context,
+    distrust: Annotated[
+        bool, typer.Option("--distrust", help="others may have the old key: sites must join again")
+    ] = False,
+) -> None:
+    """Give the consortium's CA a new key; connected sites follow. Happens by itself two years before the CA ends.
+
+    \b
+    Example: nexus-server rotate-ca
+    """
+    answer = call(context, "rotate_ca", admin.RotateRequest(distrust=distrust), admin.Rotated)
+    follow = (
+        "the old one counts no more: each site joins again with a line of `nexus-server invite SITE --renew`"
+        if distrust
+        else "the old one has vouched for it and is destroyed: sites take the new one over at their next contact"
+    )
+    ended = f"\nopen invitations ended, invite again: {', '.join(answer.ended)}" if answer.ended else ""
+    show(context, answer.model_dump(), f"the CA has a new key; {follow}\nback up keys/ again{ended}")
 
 
 def main(argv: list[str] | None = None) -> int:

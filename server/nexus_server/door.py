@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar, Final
 
@@ -84,17 +83,6 @@ def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None]) ->
     app.state.enable_supernode_auth = True  # no self-registration
     app.include_router(fs.fleet_router)
     return Gate(app, lookup)
-
-
-def tls_context(certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
-    """TLS 1.3 only, client certificate required, trust = the consortium's CA, no session resumption."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.num_tickets = 0  # a removed site needs a new handshake
-    context.load_cert_chain(certificate, key)
-    context.load_verify_locations(ca)
-    return context
 
 
 def open_door(app: Gate, host: str, port: int, context: ssl.SSLContext) -> uvicorn.Server:

@@ -41,6 +41,13 @@ class Registry(Runs, Plans):
         )
         return [row["site"] for row in rows]
 
+    def end_invitations(self) -> list[str]:
+        """End all of them; the sites whose listener was open."""
+        ended = self.open_invitations()
+        with self.transaction() as db:
+            db.execute("DELETE FROM invitations")
+        return ended
+
     def enrol(self, row: SiteRow, secret_hash: bytes, request_hash: bytes) -> None:
         """Use the invitation and enrol the site, in one step."""
         with self.transaction() as db:

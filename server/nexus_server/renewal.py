@@ -1,4 +1,7 @@
-"""Certificates that renew themselves: at a third of their life left a connected site gets a new one for its key."""
+"""Certificates that renew themselves: at a third of their life left a connected site gets a new one for its key.
+
+So it does at once where the CA's key was replaced; when no certificate of the old key is left, it is forgotten.
+"""
 
 import datetime as dt
 import hashlib
@@ -6,6 +9,7 @@ import logging
 from dataclasses import replace
 from typing import Final, cast
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from nexus_common import certs, wire
@@ -31,13 +35,15 @@ class Renewal:
         self._pauses = Pauses()
 
     def renew(self) -> None:
-        """Send a certificate to each connected site whose own runs out; the site keeps it, then the registry does."""
-        until, alive = (dt.datetime.now(dt.UTC) + LEFT).timestamp(), self.exchange.alive()
-        due = [row for row in self.registry.sites() if row.expires < until and row.name in alive]
+        """Send a certificate to each connected site that needs one; the site keeps it, then the registry does."""
+        now, alive, sites = dt.datetime.now(dt.UTC), self.exchange.alive(), self.registry.sites()
+        outdated = self._outdated(sites, now.timestamp())
+        until = (now + LEFT).timestamp()
+        due = [row for row in sites if (row.expires < until or row.name in outdated) and row.name in alive]
         rows = {row.name: self._certified(row) for row in due if self._pauses.over(row.name)}
         if not rows:
             return
-        asked = {name: wire.Certify(row.certificate) for name, row in rows.items()}
+        asked = {name: wire.Certify(row.certificate, self.authority.authorities.pem) for name, row in rows.items()}
         for name, answer in self.exchange.ask(asked, SMALL_TRIP_SECONDS).items():
             if answer != wire.Certified(hashlib.sha256(rows[name].certificate).digest()):
                 self._pauses.begin(name)
@@ -46,6 +52,19 @@ class Renewal:
             self.registry.certify(rows[name])
             self.audit.append("certificate renewed", site=name, key=rows[name].identity.hex())
             log.info("the certificate of %s is renewed", name)
+
+    def _outdated(self, sites: list[SiteRow], now: float) -> set[str]:
+        """Whose certificate still counts and is of an older key of the CA; forgets those keys where there is none."""
+        authorities = self.authority.authorities
+        if not authorities.links:
+            return set()
+        certificates = {row.name: x509.load_pem_x509_certificate(row.certificate) for row in sites if row.expires > now}
+        found = {name for name, certificate in certificates.items() if not authorities.issued(certificate)}
+        if not found:
+            self.authority.forget_older()
+            self.audit.append("older authorities forgotten", keys=len(authorities.links))
+            log.info("every site has a certificate of the CA's new key: the one before counts no more")
+        return found
 
     def _certified(self, row: SiteRow) -> SiteRow:
         key = cast(ec.EllipticCurvePublicKey, load_pem_public_key(row.public_pem))

@@ -18,7 +18,8 @@ from nexus_common import certs
 from nexus_common.audit import AuditLog
 from nexus_common.enrolment import EnrolAnswer, EnrolRequest, Invite, request_bytes
 from nexus_common.errors import NexusError, Refusal
-from nexus_server.ca import CertificateAuthority, CertificateFiles, Enrolment, _checked_key
+from nexus_server.ca import CertificateAuthority, CertificateFiles
+from nexus_server.enrolment import Enrolment, _checked_key
 from nexus_server.records import Invitation
 from nexus_server.registry import Registry
 from nexus_server.settings import ServerSettingsFile

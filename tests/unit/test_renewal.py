@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,37 @@ def test_what_a_site_does_not_confirm_is_not_counted_and_asked_again_later(
     renewal.renew()
     assert sites.asked == ["bank-a", "hospital-a"]
     assert left(renewal) == SITES
+
+
+def test_when_the_cas_key_was_replaced_each_site_gets_a_certificate_of_the_new_one(
+    renewal: Renewal, sites: Sites
+) -> None:
+    renewal.renew()
+    sites.asked.clear()
+    sites.connected = {"bank-a", "bank-b"}
+    renewal.authority.rotate()
+    renewal.renew()
+    renewal.renew()
+    assert sites.asked == ["bank-a", "bank-b"]
+    authorities = renewal.authority.authorities
+    assert len(authorities.links) == 1, "hospital-a still holds one of the old key"
+    issued = {
+        row.name: authorities.issued(x509.load_pem_x509_certificate(row.certificate))
+        for row in renewal.registry.sites()
+    }
+    assert issued == {"bank-a": True, "bank-b": True, "hospital-a": False}
+    sites.connected = set(SITES)
+    renewal.renew()
+    renewal.renew()
+    assert sites.asked == ["bank-a", "bank-b", "hospital-a"]
+    assert not renewal.authority.authorities.links, "nobody needs the old key any more"
+    assert b"older authorities forgotten" in renewal.audit.path.read_bytes()
+
+
+def test_a_certificate_that_has_run_out_keeps_no_old_key_alive(renewal: Renewal, sites: Sites) -> None:
+    sites.connected = set()
+    renewal.authority.rotate()
+    for row in renewal.registry.sites():
+        renewal.registry.certify(replace(row, expires=time.time() - 1))
+    renewal.renew()
+    assert not renewal.authority.authorities.links

@@ -31,7 +31,7 @@ MESSAGES = st.one_of(
         st.sampled_from(["", *sorted(REFUSALS)]),
         st.binary(min_size=64, max_size=64),
     ),
-    st.builds(wire.Certify, st.binary(max_size=70)),
+    st.builds(wire.Certify, st.binary(max_size=70), st.binary(max_size=70)),
     st.builds(wire.Certified, BYTES_32),
     st.builds(wire.Refused, st.sampled_from(sorted(REFUSALS))),
 )
