@@ -9,11 +9,11 @@ CHUNK = 1 << 16
 
 
 class Wire:
-    """Forwards every connection to ``port`` on loopback; ``cut`` ends all of them and refuses new ones."""
+    """Forwards every connection to ``port`` of ``host``; ``cut`` ends all of them and refuses new ones."""
 
-    def __init__(self, port: int) -> None:
-        self.target, self.delay, self.is_cut = port, 0.0, False
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, host: str, port: int) -> None:
+        self.target, self.delay, self.is_cut = (host, port), 0.0, False
+        self._listener = socket.create_server((host, 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -46,7 +46,7 @@ class Wire:
                 near.close()
                 continue
             try:
-                far = socket.create_connection(("127.0.0.1", self.target), 5)
+                far = socket.create_connection(self.target, 5)
             except OSError:
                 near.close()
                 continue

@@ -1,7 +1,8 @@
 """A site process for chaos: the product's connection, audit log, masking and record; trains trivially, keeps notes.
 
-``python -m tests.chaos.site SITE ADDRESS KEYS PLAN``.  Its notes say which models it helped to open, and what it
-replied in which slot: lines that outlive it, so that a slot used twice or a model opened twice shows.
+``python -m tests.chaos.site SITE ADDRESS KEYS PLAN AHEAD``; its clock is ahead by so many seconds.  Its notes, beside
+the plan, say which models it helped to open, and what it replied in which slot: lines that outlive it, so that a slot
+used twice or a model opened twice shows.
 """
 
 import hashlib
@@ -18,13 +19,15 @@ from nexus_common.plan import plan_from_wire
 from nexus_common.secagg.labels import label_of
 
 from tests.federation.sim import SimSite
+from tests.processes.skewed_agent import skew
 
 
 def main() -> None:
     """Serve until killed."""
     name, address, keys, path = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+    skew(float(sys.argv[5]))
     plan, state = plan_from_wire(path.read_bytes()), keys.parent
-    notes = os.open(state / "notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    notes = os.open(path.parent / f"{name}.notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     note_opened = PlanRecord.note_opened
 
     def noted(record: PlanRecord, model: bytes) -> None:

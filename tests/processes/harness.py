@@ -57,7 +57,8 @@ def until(what: str, good: Callable[[], Any], seconds: float = SLOW) -> Any:
 class Federation:
     """A consortium's folders and processes; a context manager that leaves none behind."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self._folder = tempfile.TemporaryDirectory(prefix="nx")  # short: sockets lie in it
         self.home = Path(self._folder.name)
         self.port, self.enrol_port = free_ports(2)
@@ -175,9 +176,9 @@ class Federation:
             "nexus-server",
             "init",
             "--address",
-            f"127.0.0.1:{self.port}",
+            f"{self.host}:{self.port}",
             "--enrol-address",
-            f"127.0.0.1:{self.enrol_port}",
+            f"{self.host}:{self.enrol_port}",
             "--contact",
             "Kim, ext. 12",
             *options,
@@ -206,7 +207,7 @@ class Federation:
     def link(self, site: str, handle: Handler) -> Link:
         """The site's real connection in this process, with ``handle`` in place of training: cheap, or a liar."""
         journal = Journal(AuditLog(self.keys(site).parent / "audit.jsonl"))
-        made = Link(f"127.0.0.1:{self.port}", self.keys(site), handle, journal)
+        made = Link(f"{self.host}:{self.port}", self.keys(site), handle, journal)
         self.links[site], self._threads[site] = made, threading.Thread(target=made.run, daemon=True)
         self._threads[site].start()
         until(f"{site} is connected", lambda: made.state == "connected")

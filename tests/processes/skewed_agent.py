@@ -14,16 +14,17 @@ from nexus_client.cli import main
 
 from flwr.app.message import message as flowers  # isort: skip
 
-AHEAD = float(sys.argv[1])
 
+def skew(ahead: float) -> None:
+    """From now on this machine's clock is ahead by so many seconds."""
 
-def wrong() -> float:
-    """Unix seconds as this machine has them."""
-    return time.time() + AHEAD
+    def wrong() -> float:
+        return time.time() + ahead
 
+    clock.time = SimpleNamespace(time=wrong)  # type: ignore[assignment]
+    flowers.now = lambda: datetime.datetime.fromtimestamp(wrong(), datetime.UTC)
 
-clock.time = SimpleNamespace(time=wrong)  # type: ignore[assignment]
-flowers.now = lambda: datetime.datetime.fromtimestamp(wrong(), datetime.UTC)
 
 if __name__ == "__main__":
+    skew(float(sys.argv[1]))
     sys.exit(main(sys.argv[2:]))
