@@ -16,16 +16,20 @@ def write_durably(path: Path, data: bytes) -> None:
     A file that takes the place of another has its mode, and, where root writes it, its owner.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with temporary.open("wb") as file:
-        if path.exists():
-            old = path.stat()
-            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-            if os.geteuid() == 0:
-                os.fchown(file.fileno(), old.st_uid, old.st_gid)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            if path.exists():
+                old = path.stat()
+                os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+                if os.geteuid() == 0:
+                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # who tries again each second must not fill the folder
+        raise
     sync_folder(path.parent)
 
 

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, one process a folder, and errors that carry a code of the table."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -108,3 +109,14 @@ def test_a_refusal_says_its_own_text_where_it_has_one() -> None:
 def test_a_refusal_cannot_have_a_code_outside_of_the_table() -> None:
     with pytest.raises(ValueError, match="unknown refusal code 'no-idea'"):
         Refusal("no-idea")
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    write_durably(tmp_path / "x", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_durably(tmp_path / "x", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"old"}
