@@ -16,6 +16,7 @@ from nexus_client.check import check_site
 from nexus_client.policy import write_policy
 from nexus_client.site import SiteHome
 from nexus_common import certs
+from nexus_common.authorities import Authorities
 
 NOW = dt.datetime.now(dt.UTC)
 CA_KEY, SITE_KEY = certs.new_transport_key(), certs.new_transport_key()
@@ -29,12 +30,16 @@ def site_certificate(made: dt.datetime) -> bytes:
     return certs.pem(certs.issue_site(CA_KEY, CA, SITE_KEY.public_key(), "a", IDENTITY, made))
 
 
-def serve(folder: Path, authority: tuple, trusted: object, ahead: dt.timedelta) -> socket.socket:
-    """A TLS server that takes certificates of ``trusted``, shows one of ``authority`` and says its time."""
+def serve(folder: Path, authority: tuple, trusted: object, ahead: dt.timedelta, linked: bytes) -> socket.socket:
+    """A TLS server that takes certificates of ``trusted``, shows one of ``authority`` and says its time.
+
+    Below its own it shows ``linked``.
+    """
     ca_key, ca = authority
     key = certs.new_transport_key()
     certs.save_key(folder / "server.key", key)
-    (folder / "server.crt").write_bytes(certs.pem(certs.issue_server(ca_key, ca, key.public_key(), ["127.0.0.1"], NOW)))
+    shown = certs.pem(certs.issue_server(ca_key, ca, key.public_key(), ["127.0.0.1"], NOW))
+    (folder / "server.crt").write_bytes(shown + linked)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
@@ -68,8 +73,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Start a server; its address."""
     listeners = []
 
-    def run(authority: tuple = (CA_KEY, CA), trusted: object = CA, ahead: dt.timedelta = dt.timedelta()) -> str:
-        listeners.append(serve(tmp_path, authority, trusted, ahead))
+    def run(
+        authority: tuple = (CA_KEY, CA),
+        trusted: object = CA,
+        ahead: dt.timedelta = dt.timedelta(),
+        linked: bytes = b"",
+    ) -> str:
+        listeners.append(serve(tmp_path, authority, trusted, ahead, linked))
         return f"127.0.0.1:{listeners[-1].getsockname()[1]}"
 
     yield run
@@ -209,6 +219,17 @@ def test_a_server_of_another_authority_is_told(place: SiteHome, start: Callable[
 
 def test_the_consortiums_certificate_for_another_host_is_told(place: SiteHome, start: Callable[..., str]) -> None:
     write(place, start().replace("127.0.0.1", "localhost"))
+    (line,) = lines(place, "server")
+    assert "is the consortium's, but" in line.found
+
+
+def test_after_a_rotation_that_the_site_has_not_followed_yet_it_is_still_the_consortiums(
+    place: SiteHome, start: Callable[..., str]
+) -> None:
+    rotated = Authorities((CA,)).rotated(CA_KEY, OTHER_KEY, NOW)
+    write(place, start(authority=(OTHER_KEY, rotated.newest), linked=rotated.linked))
+    assert [line.state for line in lines(place, "server")] == ["ok"]
+    write(place, place.settings().server.replace("127.0.0.1", "localhost"))
     (line,) = lines(place, "server")
     assert "is the consortium's, but" in line.found
 
