@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from nexus_common import certs, rpc, wire
+from nexus_common.authorities import Authorities
 from nexus_common.disk import remove_unfinished, single_process
 from nexus_common.errors import NexusError
 from nexus_common.journal import Journal
@@ -83,7 +84,8 @@ class Agent:
         certificate = renew(message.certificate, message.authorities, self.place)
         self.link.take_certificate()
         until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-        self.consent.audit.append("certificate renewed", until=until)
+        pinned = certs.key_hash(Authorities.read(message.authorities).newest).hex()
+        self.consent.audit.append("certificate renewed", until=until, consortium=pinned)
         log.info("the certificate of %s is renewed until %s", self.place.site, until)
         return wire.Certified(hashlib.sha256(message.certificate).digest())
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 
 import pytest
+from cryptography import x509
 from nexus_client.certificate import renew
 from nexus_client.link import Handler
 from nexus_client.site import SiteHome
@@ -76,6 +77,9 @@ def test_the_cas_key_is_replaced_in_mid_run_and_every_site_follows(federation: F
     events = [entry["event"] for entry in federation.ask("nexus-server", "audit")["entries"]]
     assert events.count("certificate renewed") == len(SITES)
     federation.ask("nexus-server", "audit", "--verify")
+    own = federation.ask("nexus-client", "audit", "--site", AGENT)["entries"]
+    pins = [entry["consortium"] for entry in own if entry["event"] in ("joined", "certificate renewed")]
+    assert pins == [certs.key_hash(x509.load_pem_x509_certificate(pem)).hex() for pem in (old, ca.read_bytes())]
     federation.ask("nexus-client", "audit", "--site", AGENT, "--verify")
 
 
