@@ -51,12 +51,6 @@ class Authorities:
         """The links in PEM, which a server shows below its own certificate to those who pin an older key."""
         return b"".join(map(certs.pem, self.links))
 
-    def since(self, key: certs.TransportKey) -> "Authorities":
-        """This chain from the generation of a private key on; ValueError where none has it."""
-        hashes = [certs.key_hash(one) for one in self.generations]
-        at = hashes.index(certs.key_hash(key.public_key()))
-        return Authorities(self.generations[at:], self.links[at:])
-
     def rotated(self, old: certs.TransportKey, new: certs.TransportKey, now: dt.datetime) -> "Authorities":
         """A chain with a new generation, for which the newest one's key vouches."""
         newest, link = (certs.authority_like(self.newest, new.public_key(), signer, now) for signer in (new, old))
@@ -68,8 +62,10 @@ class Authorities:
 
     def check_vouched(self, pinned: bytes) -> None:
         """Refusal ``wrong-authority`` unless the newest key is the pinned one, or that vouches for it over links."""
-        key = certs.key_hash(self.newest)
+        key = b""
         try:
+            self.newest.verify_directly_issued_by(self.newest)  # it is stored, and TLS takes no other as an anchor
+            key = certs.key_hash(self.newest)
             for link, older in zip(self.links, self.generations[1:], strict=True):
                 if key == pinned:
                     return

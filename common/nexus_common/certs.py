@@ -113,7 +113,7 @@ def make_authority(key: TransportKey, name: str, now: dt.datetime) -> x509.Certi
     """The consortium's transport CA, self-signed."""
     short = name.encode()[:50].decode(errors="ignore")  # X.509 allows 64 bytes
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"NEXUS {short} CA")])
-    return _authority(subject, key.public_key(), key, now)
+    return _authority(subject, key.public_key(), key, now - BACKDATED, now)
 
 
 def authority_like(
@@ -122,15 +122,16 @@ def authority_like(
     """A CA certificate for ``key`` under the name of the one before it.
 
     RFC 5280, section 6.1: certificates between keys of one name do not count against the path length, which is 0.
+    It begins when the one before began: a rotation under a clock that was ahead must not shut everybody out afterwards.
     """
-    return _authority(before.subject, key, signer, now)
+    return _authority(before.subject, key, signer, before.not_valid_before_utc, now)
 
 
 def _authority(
-    name: x509.Name, key: ec.EllipticCurvePublicKey, signer: TransportKey, now: dt.datetime
+    name: x509.Name, key: ec.EllipticCurvePublicKey, signer: TransportKey, begins: dt.datetime, now: dt.datetime
 ) -> x509.Certificate:
     return (
-        _builder(name, name, key, now, CA_DAYS)
+        _builder(name, name, key, begins, now + dt.timedelta(days=CA_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
@@ -158,13 +159,18 @@ def issue_server(
     ca_key: TransportKey, ca: x509.Certificate, key: ec.EllipticCurvePublicKey, hosts: list[str], now: dt.datetime
 ) -> x509.Certificate:
     """A certificate for the server under every host name and address by which sites may dial it."""
+    return _issue(ca_key, ca, key, hosts[0], host_names(hosts), ExtendedKeyUsageOID.SERVER_AUTH, now)
+
+
+def host_names(hosts: list[str]) -> list[x509.GeneralName]:
+    """Host names and addresses as a certificate names them; an address has one form there, however it was written."""
     names: list[x509.GeneralName] = []
     for host in hosts:
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
             names.append(x509.DNSName(host))
-    return _issue(ca_key, ca, key, hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, now)
+    return names
 
 
 def issue_site(
@@ -213,8 +219,8 @@ def check_issued_by(
         issuer = issuer_of(certificate)
         raise Refusal(
             "wrong-authority",
-            f"the certificate came from {issuer!r}, not from the consortium's key: this "
-            "network inspects TLS, or another server answers there; have the address exempted",
+            f"the certificate came from {issuer!r}, not from the consortium's key: this network inspects TLS (have the "
+            "address exempted), another server answers there, or that key was replaced after the invitation",
         ) from None
 
 
@@ -230,7 +236,7 @@ def _issue(
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     return (
-        _builder(subject, ca.subject, key, now, LEAF_DAYS)
+        _builder(subject, ca.subject, key, now - BACKDATED, now + dt.timedelta(days=LEAF_DAYS))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
@@ -241,7 +247,7 @@ def _issue(
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: dt.datetime, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, begins: dt.datetime, ends: dt.datetime
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -249,8 +255,8 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATED)
-        .not_valid_after(now + dt.timedelta(days=days))
+        .not_valid_before(begins)
+        .not_valid_after(ends)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 

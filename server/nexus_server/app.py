@@ -5,13 +5,14 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from nexus_common import rpc
 from nexus_common.address import split_address
 from nexus_common.audit import AuditLog
-from nexus_common.disk import single_process
+from nexus_common.disk import remove_unfinished, single_process
 from nexus_common.errors import NexusError
 from nexus_common.journal import Journal
 
@@ -31,6 +32,7 @@ from nexus_server.tls import DoorTls
 
 log = logging.getLogger(__name__)
 STOP_WITHIN_SECONDS: Final = 5.0
+ROTATE_AGAIN_SECONDS: Final = 3600.0
 
 
 class Server:
@@ -43,14 +45,16 @@ class Server:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # strangers' half-open connections take descriptors
         self.registry = Registry(home / "state")
         files = CertificateFiles(home / "keys")
+        remove_unfinished(files.folder)
         self.authority = CertificateAuthority(files)
-        self.authority.ensure_server_certificate(self._hosts())
+        self.authority.ensure_server_certificate(self.settings.hosts)
         audit = AuditLog(audit_file(home))
         self.journal = Journal(audit)
         self.enrolment = Enrolment(self.authority, self.registry, self.settings, audit)
         self.grid = LocalGrid()
         self._known: dict[bytes, KnownSite] = {}
         self._seen: dict[str, float] = {}
+        self._rotate_from = 0.0
         self._stopping, self._refreshing = threading.Event(), threading.Lock()
         self.refresh_sites()
         exchange = GridExchange(self.grid, lambda: self.grid.node_of, SiteConnection.received.total, self.journal)
@@ -62,8 +66,7 @@ class Server:
         )
         host, port = split_address(self.settings.listen)
         app = make_app(self.grid, self._lookup, self._on_seen)
-        self._tls = DoorTls(files)
-        self._door = open_door(app, host, port, self._tls.context)
+        self._door = open_door(app, host, port, DoorTls(files).context)
         socket = admin_socket(home)
         socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
         self._admin = rpc.start_local(self.administration.methods(), SERVICE, socket)
@@ -80,35 +83,33 @@ class Server:
         self.close()
 
     def _tick(self) -> None:
-        try:
-            self._keep_certificates()
-            self.enrolment.watch()
-            self.refresh_sites()
-            seen, self._seen = self._seen, {}
-            self.registry.note_seen(seen)
-            self.journal.settle()
-        except Exception:  # whatever it is, the port and the rounds go on
-            log.exception("the server's housekeeping met a fault; it tries again in a second")
+        for step in (
+            self._keep_certificates,
+            self.enrolment.watch,
+            self.refresh_sites,
+            self._note,
+            self.journal.settle,
+        ):
+            try:
+                step()
+            except Exception:  # whatever it is, the other steps, the port and the rounds go on
+                log.exception("the server's housekeeping met a fault; it tries again in a second")
 
     def _keep_certificates(self) -> None:
-        if self.authority.days_left < ROTATE_DAYS:
+        self.authority.ensure_server_certificate(self.settings.hosts)
+        if self.authority.days_left < ROTATE_DAYS and time.monotonic() >= self._rotate_from:
+            self._rotate_from = time.monotonic() + ROTATE_AGAIN_SECONDS  # there are two years to mend a fault
             self.enrolment.rotate()
-        if self.authority.ensure_server_certificate(self._hosts()):
-            self._tls.reload()
 
-    def _hosts(self) -> list[str]:
-        return certificate_hosts(self.settings.address, self.settings.enrol_address)
+    def _note(self) -> None:
+        seen, self._seen = self._seen, {}
+        self.registry.note_seen(seen)
 
     def _run_rounds(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self.renewal.renew()
-                self.conductor.turn()
-                self.conductor.problem = None
-            except Exception as fault:
-                known = isinstance(fault, NexusError)
-                self.conductor.problem = str(fault) if known else f"{type(fault).__name__}; the server's log says more"
-                log.exception("the round logic met a fault; it tries again in 5 s")
+            problems = [_problem_of(step) for step in (self.renewal.renew, self.conductor.turn)]
+            self.conductor.problem = next(filter(None, problems), None)
+            if self.conductor.problem:
                 self._stopping.wait(5.0)
 
     def refresh_sites(self) -> None:
@@ -147,6 +148,11 @@ class Server:
         self.journal.settle(now=True)
 
 
-def certificate_hosts(*addresses: str) -> list[str]:
-    """The host names of the given addresses, each once, in their order."""
-    return list(dict.fromkeys(split_address(address)[0] for address in addresses))
+def _problem_of(step: Callable[[], None]) -> str | None:
+    """Take a step of the round logic; what it met, in words."""
+    try:
+        step()
+    except Exception as fault:
+        log.exception("the round logic met a fault; it tries again in 5 s")
+        return str(fault) if isinstance(fault, NexusError) else f"{type(fault).__name__}; the server's log says more"
+    return None

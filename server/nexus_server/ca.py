@@ -52,15 +52,22 @@ class CertificateAuthority:
         self._load()
 
     def _load(self) -> None:
-        """The key decides which generation is in force: a rotation that was cut short has not happened."""
-        self._key = certs.load_transport_key(self.files.ca_key)
+        """The certificate decides which key is in force: where it is of the next one, a rotation is completed."""
         try:
-            self.authorities = Authorities.read(self.files.ca.read_bytes()).since(self._key)
+            authorities = Authorities.read(self.files.ca.read_bytes())
+            wanted, fresh = certs.key_hash(authorities.newest), _next(self.files.ca_key)
+            if fresh.exists() and _hash_at(fresh) == wanted:
+                fresh.replace(self.files.ca_key)
+                sync_folder(self.files.folder)
+            key = certs.load_transport_key(self.files.ca_key)
+            if certs.key_hash(key.public_key()) != wanted:
+                raise ValueError("another key")
         except (OSError, ValueError) as problem:
             raise NexusError(
                 f"{self.files.ca} is not the certificate of {self.files.ca_key} ({problem}); restore both from the "
-                "backup"
+                "same backup"
             ) from None
+        self._key, self.authorities = key, authorities
 
     @classmethod
     def create(cls, files: CertificateFiles, name: str) -> "CertificateAuthority":
@@ -97,38 +104,55 @@ class CertificateAuthority:
     def _is_good(self, hosts: list[str]) -> bool:
         try:
             found, *links = x509.load_pem_x509_certificates(self.files.server.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return False
+        now = dt.datetime.now(dt.UTC)
+        lasts = found.not_valid_before_utc <= now < found.not_valid_after_utc - dt.timedelta(days=RENEW_SERVER_DAYS)
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        named = {str(n) for n in names.get_values_for_type(x509.IPAddress)}
-        named |= set(names.get_values_for_type(x509.DNSName))
-        lasts = found.not_valid_after_utc > dt.datetime.now(dt.UTC) + dt.timedelta(days=RENEW_SERVER_DAYS)
-        chained = self.authorities.issued(found) and tuple(links) == self.authorities.links
-        return named == set(hosts) and lasts and chained
+        fits = list(names) == certs.host_names(hosts) and certs.key_hash(found) == _hash_at(self.files.server_key)
+        return lasts and fits and self.authorities.issued(found) and tuple(links) == self.authorities.links
 
     def issue(self, site: str, key: ec.EllipticCurvePublicKey, identity: bytes) -> x509.Certificate:
         """A site's certificate."""
         with self._lock:
             return certs.issue_site(self._key, self.certificate, key, site, identity, dt.datetime.now(dt.UTC))
 
-    def rotate(self, *, distrust: bool = False) -> None:
+    def rotate(self, hosts: list[str], *, distrust: bool = False) -> None:
         """A new key, for which the old one vouches unless it is distrusted; the old one is destroyed.
 
-        Its certificates count until all connected sites have one of the new key, or, distrusted, no more.
+        Its certificates count until no valid one of it is left, or, distrusted, no more.  The server gets a new key
+        too: whoever has the CA's, or an old backup, has the server's that lay beside it.
         """
         with self._lock:
-            fresh = self.files.ca_key.with_name("ca-next.key")
-            fresh.unlink(missing_ok=True)  # of an attempt that was cut short
-            certs.save_key(fresh, key := certs.new_transport_key())
-            write_durably(self.files.ca, self.authorities.rotated(self._key, key, dt.datetime.now(dt.UTC)).pem)
-            fresh.replace(self.files.ca_key)
-            sync_folder(self.files.folder)
+            self._load()  # what a fault had cut short is completed first
+            _new_key_beside(self.files.server_key).replace(self.files.server_key)
+            key = certs.load_transport_key(_new_key_beside(self.files.ca_key))
+            chain = self.authorities.rotated(self._key, key, dt.datetime.now(dt.UTC))
+            write_durably(self.files.ca, certs.pem(chain.newest) if distrust else chain.pem)
             self._load()
-            if distrust:
-                self.forget_older()
+            self.ensure_server_certificate(hosts)
 
-    def forget_older(self) -> None:
-        """End the overlap: only the newest key's certificates count."""
+    def forget_older(self, than: Authorities) -> bool:
+        """End the overlap: only the newest key's certificates count; False where it was replaced again meanwhile."""
         with self._lock:
+            if self.authorities != than:
+                return False
             write_durably(self.files.ca, certs.pem(self.certificate))
             self._load()
+            return True
+
+
+def _next(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-next{path.suffix}")
+
+
+def _new_key_beside(path: Path) -> Path:
+    """A new key that waits to take another's place."""
+    fresh = _next(path)
+    fresh.unlink(missing_ok=True)  # of an attempt that was cut short
+    certs.save_key(fresh, certs.new_transport_key())
+    return fresh
+
+
+def _hash_at(path: Path) -> bytes:
+    return certs.key_hash(certs.load_transport_key(path).public_key())

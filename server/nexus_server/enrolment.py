@@ -77,8 +77,9 @@ class Enrolment:
     def rotate(self, *, distrust: bool = False) -> list[str]:
         """Replace the CA's key; invitations pin the old one and end: those whose sites have not come are returned."""
         with self._lock:
-            self.authority.rotate(distrust=distrust)
+            self.authority.rotate(self.settings.hosts, distrust=distrust)
             ended = self.registry.end_invitations()
+        self.close()  # what it shows is of the key before; an invitation from now on opens it again
         self.audit.append(
             "authority replaced", key=certs.key_hash(self.authority.certificate).hex(), vouched=not distrust
         )
@@ -110,7 +111,7 @@ class Enrolment:
             if self._listener is not None:
                 self._listener.stop(grace=1).wait()
                 self._listener = None
-                log.info("enrolment listener closed: no invitation is open")
+                log.info("enrolment listener closed")
 
     def _authority(self, _: rpc.Nothing) -> Authority:
         return Authority(certificate=certs.pem(self.authority.certificate).decode())

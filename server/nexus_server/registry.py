@@ -54,10 +54,17 @@ class Registry(Runs, Plans):
             _use(db, secret_hash, request_hash)
             insert(db, "sites", asdict(row))
 
-    def certify(self, row: SiteRow, invitation: bytes | None = None, request_hash: bytes | None = None) -> None:
-        """Give an enrolled site another certificate, perhaps for new keys, and use the invitation for it."""
+    def renew(self, row: SiteRow) -> bool:
+        """Give an enrolled site another certificate; False where it has other keys by now, or was revoked."""
         with self.transaction() as db:
-            _use(db, invitation, request_hash)
+            change = "UPDATE sites SET certificate = ?, expires = ? WHERE name = ? AND key_hash = ? AND identity = ?"
+            values = (row.certificate, row.expires, row.name, row.key_hash, row.identity)
+            return bool(db.execute(change, values).rowcount)
+
+    def certify(self, row: SiteRow, secret_hash: bytes, request_hash: bytes) -> None:
+        """Use the invitation and give an enrolled site another certificate, perhaps for new keys, in one step."""
+        with self.transaction() as db:
+            _use(db, secret_hash, request_hash)
             change = "UPDATE sites SET key_hash = ?, public_pem = ?, identity = ?, certificate = ?, expires = ?"
             values = (row.key_hash, row.public_pem, row.identity, row.certificate, row.expires, row.name)
             db.execute(f"{change} WHERE name = ?", values)
@@ -79,6 +86,6 @@ class Registry(Runs, Plans):
             db.execute("UPDATE sites SET readiness = ? WHERE name = ?", (readiness, site))
 
 
-def _use(db: sqlite3.Connection, invitation: bytes | None, request_hash: bytes | None) -> None:
+def _use(db: sqlite3.Connection, secret_hash: bytes, request_hash: bytes) -> None:
     change = "UPDATE invitations SET request_hash = ?, used = ? WHERE secret_hash = ?"
-    db.execute(change, (request_hash, time.time(), invitation))
+    db.execute(change, (request_hash, time.time(), secret_hash))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from nexus_common.address import Address, refuse_unspecified
+from nexus_common.address import Address, refuse_unspecified, split_address
 from nexus_common.config import Settings, read_toml
 from pydantic import model_validator
 
@@ -31,6 +31,11 @@ class ServerSettingsFile(Settings):
     listen: Address
     enrol_address: Address
     enrol_listen: Address
+
+    @property
+    def hosts(self) -> list[str]:
+        """The host names and addresses that sites dial, each once."""
+        return list(dict.fromkeys(split_address(address)[0] for address in (self.address, self.enrol_address)))
 
     @model_validator(mode="after")
     def _two_ports(self) -> "ServerSettingsFile":

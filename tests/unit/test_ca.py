@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
+from nexus_client.enrol import join
 from nexus_common import certs
 from nexus_common.audit import AuditLog
 from nexus_common.enrolment import EnrolAnswer, EnrolRequest, Invite, request_bytes
@@ -283,3 +284,17 @@ def asked(invited: Invite, csr: bytes, identity: Ed25519PrivateKey) -> EnrolRequ
     return EnrolRequest(
         site=SITE, secret=invited.secret, csr=csr, identity=certs.raw_identity(identity), signature=signature
     )
+
+
+def test_an_invitation_right_after_a_rotation_is_for_the_new_key_from_its_first_second_on(
+    enrolment: Enrolment, tmp_path: Path
+) -> None:
+    enrolment.watch()  # the listener is open for the fixture's invitation
+    assert enrolment.rotate() == [SITE]
+    line = enrolment.invite(SITE).line
+    try:
+        join(tmp_path / "sites", line, None, [])
+    finally:
+        enrolment.close()
+    pinned = tmp_path / "sites" / SITE / "state" / "keys" / "ca.crt"
+    assert pinned.read_bytes() == certs.pem(enrolment.authority.certificate)

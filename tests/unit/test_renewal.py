@@ -10,6 +10,7 @@ import pytest
 from cryptography import x509
 from nexus_common import certs, wire
 from nexus_common.audit import AuditLog
+from nexus_common.authorities import Authorities
 from nexus_server.ca import CertificateAuthority, CertificateFiles
 from nexus_server.exchange import Failure
 from nexus_server.records import SiteRow
@@ -18,7 +19,7 @@ from nexus_server.renewal import Renewal
 
 from tests.plans import identity_of
 
-DAY = 86_400
+DAY, HOSTS = 86_400, ["127.0.0.1"]
 SITES = {"bank-a": 121, "bank-b": 122, "hospital-a": 3}  # days left
 Answer = Callable[[wire.Certify], wire.Message | Failure]
 
@@ -111,7 +112,7 @@ def test_when_the_cas_key_was_replaced_each_site_gets_a_certificate_of_the_new_o
     renewal.renew()
     sites.asked.clear()
     sites.connected = {"bank-a", "bank-b"}
-    renewal.authority.rotate()
+    renewal.authority.rotate(HOSTS)
     renewal.renew()
     renewal.renew()
     assert sites.asked == ["bank-a", "bank-b"]
@@ -132,8 +133,45 @@ def test_when_the_cas_key_was_replaced_each_site_gets_a_certificate_of_the_new_o
 
 def test_a_certificate_that_has_run_out_keeps_no_old_key_alive(renewal: Renewal, sites: Sites) -> None:
     sites.connected = set()
-    renewal.authority.rotate()
+    renewal.authority.rotate(HOSTS)
     for row in renewal.registry.sites():
-        renewal.registry.certify(replace(row, expires=time.time() - 1))
+        renewal.registry.renew(replace(row, expires=time.time() - 1))
     renewal.renew()
     assert not renewal.authority.authorities.links
+
+
+def test_a_key_that_was_replaced_again_meanwhile_is_not_forgotten(
+    renewal: Renewal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewal.authority.rotate(HOSTS)
+    renewal.renew()
+    forget = renewal.authority.forget_older
+
+    def rotated_first(than: Authorities) -> bool:
+        renewal.authority.rotate(HOSTS)
+        return forget(than)
+
+    monkeypatch.setattr(renewal.authority, "forget_older", rotated_first)
+    renewal.renew()
+    assert len(renewal.authority.authorities.links) == 2, "all sites hold certificates of the key before"
+
+
+@pytest.mark.parametrize("meanwhile", ["replaced", "revoked"])
+def test_keys_that_were_replaced_while_a_renewal_was_on_its_way_stay(
+    renewal: Renewal, sites: Sites, meanwhile: str
+) -> None:
+    lost = next(row for row in renewal.registry.sites() if row.name == "hospital-a")
+    new = replace(lost, key_hash=b"new key", public_pem=b"new", identity=b"new identity", certificate=b"new")
+
+    def stored_by_a_thief(message: wire.Certify) -> wire.Message:
+        if meanwhile == "revoked":
+            renewal.registry.revoke("hospital-a")
+        else:
+            renewal.registry.certify(new, b"", b"")
+        return stored(message)
+
+    sites.connected, sites.answer = {"hospital-a"}, stored_by_a_thief
+    renewal.renew()
+    found = [row for row in renewal.registry.sites() if row.name == "hospital-a"]
+    assert found == ([] if meanwhile == "revoked" else [new])
+    assert not renewal.audit.path.exists() or b"certificate renewed" not in renewal.audit.path.read_bytes()
