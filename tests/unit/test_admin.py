@@ -11,8 +11,11 @@ from nexus_common.rpc import Nothing
 from nexus_common.secagg.messages import input_size
 from nexus_server import admin_api as api
 from nexus_server.admin import Administration
+from nexus_server.ca import CertificateAuthority, CertificateFiles
+from nexus_server.enrolment import Enrolment
 from nexus_server.planning import plan_toml
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING
+from nexus_server.settings import ServerSettingsFile
 
 from tests.federation.test_approvals import NAMES, Consortium, plan_of
 from tests.plans import enrol
@@ -30,7 +33,12 @@ class Coordinator:
         self.turns, self.says = self.consortium.turns, self.consortium.says
         enrol(self.registry, NAMES)
         conductor, log = self.consortium.conductor, self.consortium.audit
-        self.admin = Administration(self.registry, None, conductor, conductor.exchange, log, {}, lambda: None)  # type: ignore[arg-type]
+        files, main = CertificateFiles(folder / "keys"), "127.0.0.1:1"
+        settings = ServerSettingsFile(
+            name="demo", address=main, listen=main, enrol_address="127.0.0.1:2", enrol_listen="127.0.0.1:2"
+        )
+        self.enrolment = Enrolment(CertificateAuthority.create(files, "demo"), self.registry, settings, log)
+        self.admin = Administration(self.registry, self.enrolment, conductor, conductor.exchange, log, {}, lambda: None)
 
     def ask(self, method: str, **request: Any) -> Any:
         """A call as it comes through the socket."""
@@ -245,3 +253,11 @@ def test_the_models_are_listed_with_their_state(server: Coordinator) -> None:
     server.ask("rollback", run=None, version=0)
     listed = [(one.number, one.state) for one in server.ask("models").versions]
     assert listed == [(0, "made"), (1, "rolled back"), (2, "rolled back"), (3, "midpoint")]
+
+
+def test_the_sites_say_how_long_the_ca_lasts_and_whether_its_key_was_replaced(server: Coordinator) -> None:
+    assert (server.ask("sites").ca_days_left, server.ask("sites").ca_overlap) == (3649, False)
+    assert server.ask("rotate_ca", distrust=False).ended == []
+    assert server.ask("sites").ca_overlap
+    server.ask("rotate_ca", distrust=True)
+    assert not server.ask("sites").ca_overlap
