@@ -1,5 +1,7 @@
 """The site's certificate: what one must be to be kept, and how a running agent takes a newer one."""
 
+import datetime as dt
+
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from nexus_common import certs
@@ -38,6 +40,10 @@ def renew(pem: bytes, authorities: bytes, place: SiteHome) -> x509.Certificate:
         certificate = checked(pem, chain.newest, place)
     except ValueError as problem:
         raise Refusal("bad-certificate", f"the certificate that the server sent cannot be read: {problem}") from None
+    if certificate.not_valid_before_utc > dt.datetime.now(dt.UTC):
+        raise Refusal(
+            "bad-certificate", f"it begins on {certificate.not_valid_before_utc:%Y-%m-%d}: one clock is wrong"
+        )
     if certs.key_hash(chain.newest) != certs.key_hash(pinned):
         write_durably(place.keys / "ca.crt", certs.pem(chain.newest))
     elif certificate.not_valid_after_utc <= used.not_valid_after_utc:
