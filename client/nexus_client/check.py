@@ -4,7 +4,6 @@ Runs in the command's own process, beside a running agent or without one.  It co
 nowhere else, and shows counts and positions of rows, never their text.
 """
 
-import contextlib
 import datetime as dt
 import shutil
 import socket
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cryptography import x509
-from nexus_common import certs
 from nexus_common.address import split_address
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.recipe import PACKAGED_BASE
@@ -27,14 +25,13 @@ from nexus_client.policy import read_policy
 from nexus_client.rows import summary
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import hold_out_warnings
-from nexus_client.tls import dial, shown_certificate, tls_context
+from nexus_client.tls import dial, foreign_issuer, tls_context
 from nexus_client.workspace import Workspace
 
 CONNECT_SECONDS: Final = 5.0
 WARN_DAYS: Final = 121  # a third of a certificate's year: when renewal is due
 TOKEN_BYTES: Final = 110_000  # a text's token states on disk, a typical passage
 WARN_SECONDS: Final = 60.0
-OTHER_HOST_OR_TIME: Final = (9, 10, 62, 64)  # X509_V_ERR_...: what OpenSSL finds once the issuer is known
 
 
 def check_site(place: SiteHome) -> CheckReport:
@@ -165,12 +162,8 @@ def _server(place: SiteHome, settings: SiteSettings) -> Iterator[CheckLine]:
                 tls.sendall(f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
                 answer = tls.recv(4096).decode("latin-1")
             took = time.time() - began
-    except ssl.SSLCertVerificationError as problem:
-        yield _line("server", "fault", *_stranger(place, settings, problem))
-        return
     except ssl.SSLError as problem:
-        found = f"{settings.server} refuses this site's certificate ({problem.reason})"
-        yield _line("server", "fault", found, "ask the coordinator whether this site is enrolled there")
+        yield _line("server", "fault", *_refused(place, settings, problem))
         return
     except OSError as problem:
         yield _line("server", "fault", *_silence(settings, problem))
@@ -179,21 +172,25 @@ def _server(place: SiteHome, settings: SiteSettings) -> Iterator[CheckLine]:
     yield from _clock(answer, began + took / 2)
 
 
-def _stranger(place: SiteHome, settings: SiteSettings, problem: ssl.SSLCertVerificationError) -> tuple[str, str]:
-    """What is wrong with a certificate that was not accepted, and the remedy."""
-    address, shown = settings.server, None
-    if problem.verify_code in OTHER_HOST_OR_TIME:
+def _refused(place: SiteHome, settings: SiteSettings, problem: ssl.SSLError) -> tuple[str, str]:
+    """Which of the two ends did not accept the other's certificate, whose that was, and the remedy."""
+    address, unverified = settings.server, isinstance(problem, ssl.SSLCertVerificationError)
+    try:
+        issuer = foreign_issuer(problem, address, settings.proxy, place.keys)
+    except (OSError, ValueError):
+        issuer = "an issuer that it did not show again" if unverified else None
+    if issuer is not None:
+        return (
+            f"the certificate at {address} came from {issuer!r}, not from the consortium: this network inspects TLS, "
+            "or another server answers there",
+            f"have {address} exempted from TLS inspection, or correct `server`; there is no switch to accept it. Where "
+            f"the consortium's own key was replaced, join again with a line of `nexus-server invite {place.site} --renew`",
+        )
+    if isinstance(problem, ssl.SSLCertVerificationError):
         found = f"the certificate at {address} is the consortium's, but: {problem.verify_message}"
         return found, "correct `server`, or the clock"
-    with contextlib.suppress(OSError):
-        shown = shown_certificate(address, settings.proxy)
-    issuer = certs.issuer_of(shown) if shown else "an issuer that it did not show again"
-    return (
-        f"the certificate at {address} came from {issuer!r}, not from the consortium: this network inspects TLS, or "
-        "another server answers there",
-        f"have {address} exempted from TLS inspection, or correct `server`; there is no switch to accept it. Where the "
-        f"consortium's own key was replaced, join again with a line of `nexus-server invite {place.site} --renew`",
-    )
+    found = f"{address} refuses this site's certificate ({problem.reason})"
+    return found, "ask the coordinator whether this site is enrolled there"
 
 
 def _silence(settings: SiteSettings, problem: OSError) -> tuple[str, str]:

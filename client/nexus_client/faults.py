@@ -13,14 +13,19 @@ _STATUS: Final = {
 }
 
 
-def in_words(problem: Exception, address: str) -> str:
-    """One sentence."""
+def in_words(problem: Exception, address: str, issuer: str | None = None) -> str:
+    """One sentence; ``issuer`` is who made the certificate shown there, where that was not the consortium."""
     if isinstance(problem, NexusError):
         return str(problem)
     if isinstance(problem, httpx.HTTPStatusError):
         code = problem.response.status_code
         return f"{address} {_STATUS.get(code, f'answers HTTP {code}')}"
     text = str(problem)
+    if issuer is not None:
+        return (
+            f"the certificate at {address} came from {issuer!r}, not from the consortium: this network inspects TLS, "
+            f"or another server answers there; have {address} exempted from TLS inspection"
+        )
     if "not yet valid" in text or "has expired" in text:
         return (
             f"the certificate at {address} is not valid at this machine's time, "

@@ -4,6 +4,8 @@ Asks for work, hands each message to ``handle`` and sends its answer, once that 
 itself after any outage, with growing pauses.  No exception text and no node state leaves the process.
 """
 
+import contextlib
+import http.client
 import logging
 import random
 import ssl
@@ -24,7 +26,7 @@ from nexus_client import flower as fc
 from nexus_client.clock import ServerClock
 from nexus_client.faults import in_words
 from nexus_client.node_auth import SignedTime
-from nexus_client.tls import tls_context
+from nexus_client.tls import foreign_issuer, tls_context
 
 log = logging.getLogger(__name__)
 POLL_SECONDS: Final = 0.25  # only where the server does not hold the question
@@ -120,12 +122,19 @@ class Link:
                     continue  # this thread's question ended because ``renew`` began a new session
                 # The server is away, restarted (our old node id is unknown there) or refuses us.
                 self._node = None
-                self.state = in_words(problem, self.address)
+                self.state = in_words(problem, self.address, self._foreign_issuer(problem))
                 log.warning("%s; again in %.1f s", self.state, pause)
                 if not isinstance(problem, httpx.HTTPError | fl.ObjectPushError | ValueError | NexusError):
                     log.error("this was not expected", exc_info=problem)
                 self._stop.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311  jitter, not a secret
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _foreign_issuer(self, problem: Exception) -> str | None:
+        """Who inspects the connection, where that is why TLS failed; None where it is not, or cannot be told."""
+        if "[SSL: " in str(problem):
+            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+                return foreign_issuer(problem, self.address, self._proxy, self._keys)
+        return None
 
     def renew(self) -> bool:
         """Begin a new session, from another thread: the server gives up what is in work here and asks anew.

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from nexus_common import certs
 from nexus_common.address import split_address, split_proxy
+from nexus_common.errors import Refusal
 
 CONNECT_SECONDS: Final = 10.0
+OTHER_HOST_OR_TIME: Final = (9, 10, 62, 64)  # X509_V_ERR_...: what OpenSSL finds once the issuer is known
 
 
 def tls_context(keys: Path) -> ssl.SSLContext:
@@ -46,3 +50,24 @@ def shown_certificate(
     ):
         shown = tls.getpeercert(binary_form=True)
     return x509.load_der_x509_certificate(shown) if shown else None
+
+
+def foreign_issuer(problem: BaseException, address: str, proxy: str | None, keys: Path) -> str | None:
+    """Who issued the certificate shown at ``address``, where that is why TLS failed with ``problem``; None where not.
+
+    OSError where nobody answers with TLS, ValueError for a certificate that cannot be read.
+    """
+    cause: BaseException | None = problem
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in OTHER_HOST_OR_TIME:
+            return None
+        cause = cause.__cause__ or cause.__context__
+    authority = x509.load_pem_x509_certificate((keys / "ca.crt").read_bytes())
+    shown = shown_certificate(address, proxy)
+    if shown is None:
+        return None
+    try:
+        certs.check_issued_by(shown, authority, certs.key_hash(authority), ExtendedKeyUsageOID.SERVER_AUTH)
+    except Refusal:
+        return certs.issuer_of(shown)
+    return None
