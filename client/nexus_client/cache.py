@@ -6,19 +6,22 @@ from.  Pooled vectors are float32, token states float16 (768 bytes a token, the 
 """
 
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import lmdb
 import numpy as np
-from nexus_common.errors import NexusError
+from nexus_common.disk import room
+from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import WIDTH
 from numpy.typing import NDArray
 
 Kind = Literal[b"p", b"t"]
 POOLED: Final[Kind] = b"p"
 TOKENS: Final[Kind] = b"t"
+LOCK_BYTES: Final = 8192  # of the 126 readers that LMDB provides for
 MAP_BYTES: Final = 1 << 40  # address space, not disk: the file grows with its content
 
 
@@ -32,10 +35,12 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
+            _allocate(folder / "lock.mdb", LOCK_BYTES)
             self._env = lmdb.open(str(folder), map_size=MAP_BYTES, metasync=True, mode=0o600, max_spare_txns=2)
-        except lmdb.Error as problem:
+        except (lmdb.Error, OSError) as problem:
             raise NexusError(
-                f"the embedding cache {folder} cannot be opened ({problem}); it can be deleted at any "
+                f"the embedding cache {folder} cannot be opened ({problem}); "
+                f"{room(folder)}; it can be deleted at any "
                 "time and is then made again"
             ) from None
 
@@ -52,9 +57,9 @@ class Cache:
                 for text, array in entries:
                     change.put(_key(kind, text), np.ascontiguousarray(array, dtype).tobytes())
         except lmdb.Error as problem:
-            raise NexusError(
-                f"the embedding cache {self._env.path()} cannot be written: {problem}; is the disk full?"
-            ) from None
+            path = self._env.path()
+            told = f"the embedding cache {path} cannot be written ({problem}); {room(Path(path))}"
+            raise Refusal("no-space", told) from None
 
     def pooled(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[n, 384]; every text must be there."""
@@ -86,6 +91,15 @@ class Cache:
     def close(self) -> None:
         """Release the file."""
         self._env.close()
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Give a file room on the disk: LMDB maps this one, and a page without room would end the process (SIGBUS)."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(file, 0, size)
+    finally:
+        os.close(file)
 
 
 def _found(view: lmdb.Transaction, kind: Kind, text: str) -> bytes | memoryview:

@@ -208,8 +208,10 @@ class Link:
         except Refusal as refusal:
             log.warning("refused: %s", refusal)
             made = wire.Refused(refusal.code)
-        except Exception:
-            log.exception("a message could not be worked on; its text stays here")
+        except Exception as fault:
+            known = isinstance(fault, NexusError)
+            text = fault if known else type(fault).__name__
+            log.error("a message could not be worked on; this text stays here: %s", text, exc_info=not known)
             made = wire.Refused("site-failed")
         self._journal.message(made, **subject_of(asks), recipient=self.address)
         self._push(fl.reply(wire.encode(made), instruction))

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+from nexus_common.disk import room
 from nexus_common.errors import NexusError
 from nexus_common.plan import Plan
 from nexus_common.secagg.plan import ProtocolPlan
@@ -37,7 +38,7 @@ class ProtocolRecord:
             self._db.executescript(_SCHEMA)  # its last line takes the lock, which is kept
         except sqlite3.Error as problem:
             remedy = (
-                "is another process using it, or the disk full?"
+                f"{room(path.parent)}: is another process using it, or the disk full?"
                 if isinstance(problem, sqlite3.OperationalError)
                 else "it is damaged; do not delete it or put an older one in its place, for then the server could have "
                 "one model opened twice: invite and join this site under a new name"
@@ -83,7 +84,8 @@ class ProtocolRecord:
         try:
             self._db.execute(change, values)
         except sqlite3.Error as problem:
-            raise NexusError(f"{self.path} cannot be written ({problem}); is the disk full?") from None
+            told = f"{problem}; {room(self.path.parent)}"
+            raise NexusError(f"{self.path} cannot be written ({told}); is the disk full?") from None
 
     def close(self) -> None:
         """Let another process have it."""

@@ -18,6 +18,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_common import wire
 from nexus_common.audit import read
+from nexus_common.disk import shortage
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
@@ -84,6 +85,7 @@ class SiteRounds:
     def _prepare(self, message: wire.Prepare) -> wire.Message:
         plan = self.consent.offer(message.plan)
         self.consent.require(plan)
+        self._require_space()
         if self._plan is None or plan.hash != self._plan.hash:
             self.workspace.check_base(plan)
             if self._preparing is not None and self._preparing.is_alive():
@@ -121,6 +123,11 @@ class SiteRounds:
             self._refusal = Refusal("site-failed")
             self.progress = Progress("failed", run=plan.name, problem=f"{type(fault).__name__}; see the log")
 
+    def _require_space(self) -> None:
+        """Refuse to begin what could not be recorded: it would use up masked inputs of the plan, and the run's time."""
+        if (lacking := shortage(self.workspace.place.state)) is not None:
+            raise Refusal("no-space", lacking)
+
     def _require_rows(self) -> None:
         found, least = self.workspace.material.rows.train, self.consent.policy.min_rows
         if found < least:
@@ -141,6 +148,7 @@ class SiteRounds:
     def _train(self, message: wire.TrainRound) -> wire.Message:
         plan = self._current(message.run)
         self.consent.require(plan)
+        self._require_space()
         self._material()
         self._require_rows()
         layout, number = plan.adapter.layout, message.round + 1

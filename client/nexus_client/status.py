@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from cryptography import x509
+from nexus_common.disk import shortage
 from nexus_common.errors import Refusal
 from nexus_common.versions import StoredAdapter
 
@@ -20,6 +21,7 @@ def status(place: SiteHome) -> StatusReport:
         expires = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
         days = int((expires - time.time()) // 86_400)
     standing = _standing(Consent(place))
+    standing.setdefault("problem", shortage(place.state))
     return StatusReport(
         site=place.site,
         server=settings.server,

@@ -1,19 +1,25 @@
 """Writing files so that after a crash each is there whole or not at all."""
 
+import errno
 import fcntl
 import os
 import secrets
+import shutil
 import stat
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from nexus_common.errors import NexusError
+
+LEAST_FREE_BYTES: Final = 8_000_000  # for logs, records and a version or two
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write, sync, rename, sync the folder: after a crash the file is there whole or not at all.
 
-    A file that takes the place of another has its mode, and, where root writes it, its owner.
+    A file that takes the place of another has its mode, and, where root writes it, its owner.  NexusError where the
+    disk is full, and OSError for any other fault; nothing is left of what was begun.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -27,10 +33,38 @@ def write_durably(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # who tries again each second must not fill the folder
-        raise
+    except OSError as problem:
+        temporary.unlink(missing_ok=True)  # or each try on a full disk would leave less for the next
+        if problem.errno not in FULL:
+            raise
+        raise NexusError(
+            f"{path} cannot be written ({problem.strerror}): {len(data)} bytes, and {room(path.parent)}; free some "
+            "space"
+        ) from None
     sync_folder(path.parent)
+
+
+def free_bytes(folder: Path) -> int:
+    """What this account may still write in a folder."""
+    return shutil.disk_usage(folder).free
+
+
+def room(folder: Path) -> str:
+    """How much that is, for an error of a library that seldom tells when a full disk is its cause."""
+    try:
+        return f"{free_bytes(folder) / 1e6:.1f} MB are free there"
+    except OSError:
+        return "the folder cannot be entered"
+
+
+def shortage(folder: Path, need: int = LEAST_FREE_BYTES) -> str | None:
+    """That less than ``need`` bytes are free in a folder, with the remedy; None where there is enough."""
+    if (free := free_bytes(folder)) >= need:
+        return None
+    return (
+        f"{free / 1e6:.1f} MB free in {folder}, and {need / 1e6:.1f} MB are needed; free some space there, and it goes "
+        "on by itself"
+    )
 
 
 def remove_unfinished(folder: Path) -> None:

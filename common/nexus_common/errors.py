@@ -56,6 +56,7 @@ REFUSALS: Final[dict[str, str]] = {
     "not-ready": "the site is still embedding its text",
     "no-data": "the site has no usable training rows",
     "site-busy": "the site is working on another run",
+    "no-space": "too little space is free on the site's disk",
     "site-failed": "the site met a fault of its own; its log says which",
     "invite-unknown": "no invitation with this secret",
     "invite-expired": "the invitation is older than its validity",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nexus_common.audit import AuditLog
+from nexus_common.disk import shortage
 from nexus_common.errors import NexusError
 from nexus_common.rpc import Method, Nothing
 
@@ -165,7 +166,8 @@ class Administration:
         waits: dict[str, Any] = (
             {"wanted": wanted.name, "approvals_missing": self.conductor.approvals.lacking(wanted)} if wanted else {}
         )
-        waits["problem"] = self.conductor.problem or self.conductor.approvals.problem
+        faults = (self.conductor.problem, self.conductor.approvals.problem, shortage(self.registry.folder))
+        waits["problem"] = next(filter(None, faults), None)
         connected, run = sorted(self.exchange.alive()), self.registry.active_run() or self.registry.last_run()
         if run is None:
             return api.Status(connected=tuple(connected), **waits)

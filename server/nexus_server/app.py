@@ -33,6 +33,7 @@ from nexus_server.tls import DoorTls
 log = logging.getLogger(__name__)
 STOP_WITHIN_SECONDS: Final = 5.0
 ROTATE_AGAIN_SECONDS: Final = 3600.0
+AFTER_FAULT_SECONDS: Final = 5.0
 
 
 class Server:
@@ -92,8 +93,8 @@ class Server:
         ):
             try:
                 step()
-            except Exception:  # whatever it is, the other steps, the port and the rounds go on
-                log.exception("the server's housekeeping met a fault; it tries again in a second")
+            except Exception as fault:  # noqa: BLE001  whatever it is, the other steps, the port and the rounds go on
+                _report("the server's housekeeping met a fault; it tries again in a second", fault)
 
     def _keep_certificates(self) -> None:
         self.authority.ensure_server_certificate(self.settings.hosts)
@@ -110,7 +111,7 @@ class Server:
             problems = [_problem_of(step) for step in (self.renewal.renew, self.conductor.turn)]
             self.conductor.problem = next(filter(None, problems), None)
             if self.conductor.problem:
-                self._stopping.wait(5.0)
+                self._stopping.wait(AFTER_FAULT_SECONDS)
 
     def refresh_sites(self) -> None:
         """Let newly enrolled sites and new keys in, and revoked ones out."""
@@ -152,7 +153,13 @@ def _problem_of(step: Callable[[], None]) -> str | None:
     """Take a step of the round logic; what it met, in words."""
     try:
         step()
-    except Exception as fault:
-        log.exception("the round logic met a fault; it tries again in 5 s")
+    except Exception as fault:  # noqa: BLE001  the port and the other steps go on
+        _report(f"the round logic met a fault; it tries again in {AFTER_FAULT_SECONDS:.0f} s", fault)
         return str(fault) if isinstance(fault, NexusError) else f"{type(fault).__name__}; the server's log says more"
     return None
+
+
+def _report(what: str, fault: Exception) -> None:
+    """One line for what a person can mend, and where it arose for all else."""
+    known = isinstance(fault, NexusError)
+    log.error("%s: %s", what, fault if known else type(fault).__name__, exc_info=None if known else fault)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from nexus_common.disk import room
 from nexus_common.errors import NexusError
 
 MIGRATIONS: Final = (
@@ -62,13 +63,13 @@ class Database:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = threading.RLock()
         try:
             self._db = sqlite3.connect(folder / "registry.sqlite", check_same_thread=False, isolation_level=None)
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
+            self._migrate()
         except sqlite3.Error as problem:
-            raise NexusError(f"{folder}/registry.sqlite cannot be opened: {problem}") from None
-        self._lock = threading.RLock()
-        self._migrate()
+            raise NexusError(f"{folder}/registry.sqlite cannot be opened: {_told(problem, folder)}") from None
 
     def _migrate(self) -> None:
         (at,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -93,21 +94,31 @@ class Database:
                     raise
                 self._db.execute("COMMIT")
             except sqlite3.Error as problem:
-                raise NexusError(
-                    f"{self.folder}/registry.sqlite cannot be written ({problem}); is the disk full?"
-                ) from None
+                told = _told(problem, self.folder)
+                raise NexusError(f"{self.folder}/registry.sqlite cannot be written: {told}") from None
 
     def rows(self, query: str, *values: object) -> list[dict[str, Any]]:
         """What a query finds, by column name."""
         with self._lock:
-            found = self._db.execute(query, values)
-            names = [column[0] for column in found.description]
-            return [dict(zip(names, row, strict=True)) for row in found]
+            try:
+                found = self._db.execute(query, values)
+                names = [column[0] for column in found.description]
+                return [dict(zip(names, row, strict=True)) for row in found]
+            except (
+                sqlite3.OperationalError
+            ) as problem:  # reading takes a little space too, for the first of all readers
+                told = _told(problem, self.folder)
+                raise NexusError(f"{self.folder}/registry.sqlite cannot be read: {told}") from None
 
     def close(self) -> None:
         """Release the database."""
         with self._lock:
             self._db.close()
+
+
+def _told(problem: sqlite3.Error, folder: Path) -> str:
+    """What SQLite says, and how much space there is, since it seldom tells that this is why."""
+    return f"{problem}; {room(folder)}; free some space where that is too little"
 
 
 def insert(db: sqlite3.Connection, table: str, fields: dict[str, Any]) -> None:

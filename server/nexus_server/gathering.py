@@ -76,6 +76,7 @@ class Gathering:
         """A round goes on without a site, which has to say ``ready`` again; later where it refuses or is stuck."""
         self._ready.pop(site, None)
         if reason not in AT_ONCE:
+            self.registry.note_readiness(site, reason)
             self.pauses.begin(site)
 
     def forget(self, site: str) -> None:

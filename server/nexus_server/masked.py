@@ -26,7 +26,7 @@ from nexus_server.registry import Registry
 log = logging.getLogger(__name__)
 SET_UPS: Final = 3  # tries to deal an epoch, each without those who fell silent in the one before
 AGAIN_SECONDS: Final = 0.2
-COMES_BACK: Final = frozenset({"paused", "outside-hours", "policy-invalid", "site-failed", "not-ready"})
+COMES_BACK: Final = frozenset({"paused", "outside-hours", "policy-invalid", "no-space", "site-failed", "not-ready"})
 NO_KEYS: Final = frozenset({"refused: wrong-state", "refused: share-decrypt"})  # another epoch takes it in again
 NORM_SLACK: Final = 1.001  # rounding of a vector that was scaled to exactly clip_norm
 

@@ -8,14 +8,15 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 from nexus_common import wire
 from nexus_common.audit import AuditLog
-from nexus_common.errors import Refusal
+from nexus_common.disk import LEAST_FREE_BYTES, shortage
+from nexus_common.errors import NexusError, Refusal
 from nexus_common.hours import minute_of
 from nexus_common.plan import Plan
 from nexus_common.versions import trained_from, vector_hash
@@ -34,6 +35,7 @@ LOOK_AGAIN_SECONDS: Final = 0.5
 CLOSING_TRIES: Final = 2
 CLOSING_SECONDS: Final = 30.0
 PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
+ROUND_BYTES_A_VALUE: Final = 32  # on disk, at most: a masked sum, the version, the optimiser's state, and slack
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Conductor:
         self._deliver_rolled_back(run)
         self.gathering.prepare(run, self.exchange.alive() & set(plan.names) & self.approvals.approved(plan))
         ready = self.gathering.ready(plan)
-        missing = tuple(sorted(set(plan.names) - set(ready)))
+        missing = _others(plan, ready)
         if len(ready) < plan.quorum:
             self._show("waiting", missing, run.done + 1)
             return []
@@ -140,8 +142,9 @@ class Conductor:
     def _round(self, run: Run, ready: list[str], *, close: bool = False) -> None:
         """Keys for all who are ready, training, their masked sum; a closing round is for what they report alone."""
         plan, number, started, before = run.plan, run.round + 1, time.monotonic(), self.exchange.bytes_up()
+        self._require_space(plan)
         self._closings += close
-        self._show("training", (), run.done + 1)
+        self._show("training", _others(plan, ready), run.done + 1)
         left_out: dict[str, str] = {}
         try:
             holding = self.masked.set_up(run, ready)
@@ -150,7 +153,7 @@ class Conductor:
             left_out |= others
             if len(trained) < plan.quorum:
                 raise Refusal("below-threshold", f"{len(trained)} sites have trained, it takes {plan.quorum}")
-            self._show("adding", (), run.done + 1)
+            self._show("adding", _others(plan, trained), run.done + 1)
             self.masked.collect(run, model, trained)
         except ModelSpent:
             self._leave_out(number, left_out)
@@ -216,6 +219,7 @@ class Conductor:
             self._go_around(run)
             self._came_to_nothing(self.registry.run(plan.name) or run, {"": "the new version is not finite"})
             return
+        self._require_space(plan)
         digest = vector_hash(wire.pack(after))
         for site in found.cohort:
             self.gathering.pauses.forget(site)
@@ -229,6 +233,12 @@ class Conductor:
         log.info(
             "run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(found.cohort), seconds or 0
         )
+
+    def _require_space(self, plan: Plan) -> None:
+        """NexusError before anything is spent on, or logged of, a version that could not be kept."""
+        need = max(LEAST_FREE_BYTES, ROUND_BYTES_A_VALUE * plan.adapter.layout.dim)
+        if (lacking := shortage(self.registry.folder, need)) is not None:
+            raise NexusError(lacking)
 
     def _go_around(self, run: Run) -> None:
         """No sum of this model will be opened: go on from other weights, made of public ones by a fixed rule."""
@@ -273,6 +283,11 @@ class Conductor:
             self.phase = Phase(name, time.time(), missing, number)
         elif missing != old.missing:
             self.phase = replace(old, missing=missing)
+
+
+def _others(plan: Plan, sites: Collection[str]) -> tuple[str, ...]:
+    """The plan's sites but these."""
+    return tuple(site for site in plan.names if site not in sites)
 
 
 def _in_hours(plan: Plan) -> bool:

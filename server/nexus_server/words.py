@@ -48,11 +48,9 @@ def _run(status: admin.Status) -> str:
         return f"{head}; resting until the plan's hours begin"
     if status.phase == "gathering":
         return f"{head}; enough sites are ready, giving {missing} a moment to come"
-    return head + (
-        f"; last round with {', '.join(status.cohort)}, {status.round_seconds[-1]:.1f} s"
-        if status.round_seconds and status.cohort
-        else ""
-    )
+    if status.round_seconds and status.cohort:
+        head += f"; last round with {', '.join(status.cohort)}, {status.round_seconds[-1]:.1f} s"
+    return head + (f"; goes on without {missing}" if missing else "")
 
 
 def _failure(site: str, reason: str) -> str:

@@ -1,14 +1,14 @@
 """Files that are there whole or not at all, one process a folder, and errors that carry a code of the table."""
 
-import errno
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from nexus_common.disk import remove_unfinished, single_process, write_durably
+from nexus_common.disk import remove_unfinished, shortage, single_process, write_durably
 from nexus_common.errors import REFUSALS, NexusError, Refusal
 
 
@@ -111,12 +111,28 @@ def test_a_refusal_cannot_have_a_code_outside_of_the_table() -> None:
         Refusal("no-idea")
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "no space left on device")
-
+def test_a_full_disk_is_said_with_numbers_and_nothing_is_left_of_what_was_begun(tmp_path: Path) -> None:
     write_durably(tmp_path / "x", b"old")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        write_durably(tmp_path / "x", b"new")
+    script = (
+        "import pathlib, resource, signal, sys\n"
+        "from nexus_common import disk, errors\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "disk.FULL |= {27}\n"  # EFBIG, which is what this limit gives in place of ENOSPC
+        "try:\n"
+        "    disk.write_durably(pathlib.Path(sys.argv[1]), bytes(200_000))\n"
+        "except errors.NexusError as problem:\n"
+        "    sys.exit(str(problem))\n"
+    )
+    tried = subprocess.run([sys.executable, "-c", script, tmp_path / "x"], capture_output=True, text=True, check=False)
+    assert re.search(
+        r"x cannot be written \(File too large\): 200000 bytes, and [0-9.]+ MB are free there", tried.stderr
+    )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"old"}
+
+
+def test_too_little_space_is_said_with_numbers_and_the_remedy(tmp_path: Path) -> None:
+    assert shortage(tmp_path, 0) is None
+    found = shortage(tmp_path, 10**18)
+    assert found is not None
+    assert re.match(rf"[0-9.]+ MB free in {tmp_path}, and 1000000000000.0 MB are needed; free some space there", found)

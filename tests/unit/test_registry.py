@@ -230,7 +230,7 @@ def test_an_older_schema_is_migrated_and_keeps_its_rows(registry: Registry, monk
 
 def test_a_migration_that_fails_leaves_the_old_schema(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE notes (text TEXT) STRICT; nonsense;"))
-    with pytest.raises(sqlite3.Error):
+    with pytest.raises(NexusError, match='cannot be opened: near "nonsense": syntax error'):
         reopened(registry)
     monkeypatch.undo()
     again = Registry(registry.folder)

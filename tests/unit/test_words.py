@@ -30,6 +30,7 @@ RUNNING = {"run": "first", "state": "running", "round": 4, "rounds": 9, "quorum"
         (RUNNING | {"failures": {"a": "refused: paused"}}, "; the last try: a refused: paused (the site has paused"),
         (RUNNING | {"state": "stopped", "failures": {"": "x", "b": "y"}}, "4 of 9 rounds done; the last try: x; b y"),
         (RUNNING | {"cohort": ("a", "b", "c"), "round_seconds": (9.0, 1.25)}, "last round with a, b, c, 1.2 s"),
+        (RUNNING | {"phase": "training", "missing": ("d",)}, "4 of 9 rounds done; goes on without d"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
