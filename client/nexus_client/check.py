@@ -184,7 +184,8 @@ def _refused(place: SiteHome, settings: SiteSettings, problem: ssl.SSLError) -> 
             f"the certificate at {address} came from {issuer!r}, not from the consortium: this network inspects TLS, "
             "or another server answers there",
             f"have {address} exempted from TLS inspection, or correct `server`; there is no switch to accept it. Where "
-            f"the consortium's own key was replaced, join again with a line of `nexus-server invite {place.site} --renew`",
+            "the consortium's own key was replaced, join again with a line of "
+            f"`nexus-server invite {place.site} --renew`",
         )
     if isinstance(problem, ssl.SSLCertVerificationError):
         found = f"the certificate at {address} is the consortium's, but: {problem.verify_message}"

@@ -118,7 +118,8 @@ class Server:
         with self._refreshing:
             rows = self.registry.sites()
             keys = {row.name: row.public_pem for row in rows}
-            self._known = {row.key_hash: KnownSite(row.name, row.public_pem) for row in rows}
+            before, self._known = self._known, {row.key_hash: KnownSite(row.name, row.public_pem) for row in rows}
+            SiteConnection.cut(before.keys() - self._known.keys())
             for site, key in self.grid.sites().items():
                 if keys.get(site) != key:
                     self.grid.expel(site)

@@ -5,10 +5,12 @@ import asyncio.constants
 import logging
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import ClassVar, Final
 
@@ -37,6 +39,7 @@ class SiteConnection(H11Protocol):
 
     open_of: ClassVar[Counter[bytes]] = Counter()
     received: ClassVar[Counter[bytes]] = Counter()  # all bytes inside of TLS, by the certificate's key
+    living: ClassVar[set["SiteConnection"]] = set()
     peer: Peer | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,6 +51,7 @@ class SiteConnection(H11Protocol):
         self.app_state = {**self.app_state, "peer": self.peer}
         if self.peer is not None:
             self.open_of[self.peer.key_hash] += 1
+            self.living.add(self)
             if self.open_of[self.peer.key_hash] > MAX_CONNECTIONS_OF_A_SITE:
                 transport.close()
 
@@ -62,6 +66,21 @@ class SiteConnection(H11Protocol):
         super().connection_lost(exc)
         if self.peer is not None:
             self.open_of[self.peer.key_hash] -= 1
+            self.living.discard(self)
+
+    @classmethod
+    def cut(cls, keys: Collection[bytes]) -> None:
+        """End the connections of these keys' certificates at once, whatever is on its way to them; from any thread."""
+        for one in list(cls.living):
+            if one.peer is not None and one.peer.key_hash in keys:
+                one.loop.call_soon_threadsafe(one._reset)
+
+    def _reset(self) -> None:
+        """Drop what the system holds to be sent as well: a close would still deliver it."""
+        if (plain := self.transport.get_extra_info("socket")) is not None:
+            with suppress(OSError):
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
 
 def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None]) -> Gate:

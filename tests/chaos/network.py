@@ -13,6 +13,7 @@ class Wire:
 
     def __init__(self, host: str, port: int) -> None:
         self.target, self.delay, self.is_cut = (host, port), 0.0, False
+        self.chunk, self.down = CHUNK, 0  # bytes that it takes up at once, and that went to the site so far
         self._listener = socket.create_server((host, 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: set[socket.socket] = set()
@@ -46,18 +47,21 @@ class Wire:
                 near.close()
                 continue
             try:
-                far = socket.create_connection(self.target, 5)
+                far = socket.socket()
+                far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.chunk)  # before the connection: its window
+                far.connect(self.target)
             except OSError:
                 near.close()
                 continue
             with self._lock:
                 self._open |= {near, far}
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+            for source, sink, share in ((near, far, 0), (far, near, 1)):
+                threading.Thread(target=self._forward, args=(source, sink, share), daemon=True).start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, share: int) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(CHUNK):
+            while data := source.recv(self.chunk):
+                self.down += share * len(data)
                 time.sleep(self.delay)
                 sink.sendall(data)
         for one in (source, sink):

@@ -59,6 +59,30 @@ def test_after_any_fault_it_connects_again(
     assert ("this was not expected" in caplog.text) != expected
 
 
+def test_pauses_double_up_to_the_longest_and_no_two_sites_come_back_in_step(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "LONGEST_PAUSE_SECONDS", 30.0)
+    runs: list[list[float]] = []
+
+    def wait(seconds: float) -> None:
+        runs[-1].append(seconds)
+        if len(runs[-1]) == 8:
+            link._stop.set()
+
+    monkeypatch.setattr(link._stop, "wait", wait)
+    for _ in range(2):
+        link._stop.clear()
+        runs.append([])
+        link.run()
+    for waited in runs:
+        for pause, seconds in zip([1, 2, 4, 8, 16, 30, 30, 30], waited, strict=True):
+            assert 0.8 * pause <= seconds <= 1.2 * pause
+    assert len(set(runs[0]) & set(runs[1])) == 0
+    assert max(abs(one - other) for one, other in zip(*runs, strict=True)) > 0.1, "spread over seconds, not moments"
+
+
 def test_nobody_at_the_address_is_said_with_the_address(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     waited = []
     monkeypatch.setattr(link._stop, "wait", lambda seconds: waited.append(seconds) or link._stop.set())
