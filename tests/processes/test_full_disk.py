@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from nexus_client.site import SiteHome
 from nexus_common import certs, wire
+from nexus_common.audit import AuditLog
+from nexus_common.errors import NexusError
 from nexus_common.plan import Plan
 from nexus_common.secagg.labels import label_of
 from nexus_common.versions import StoredAdapter
@@ -23,7 +25,7 @@ from tests.processes.harness import Federation, until
 from tests.processes.volume import Volume, needs_root, volume
 
 pytestmark = [pytest.mark.processes, needs_root]
-SITES = ("bank-a", "bank-b", "bank-c", "bank-d", "hospital-a")
+SITES = ("bank-a", "bank-b", "bank-c", "hospital-a")
 AGENT = "hospital-a"
 FIRST = SITES[0]  # the site at whose turn the disk fills up
 SERVER_MEGABYTES, SITE_MEGABYTES = 150, 32  # a version is 0.6 MB
@@ -219,8 +221,8 @@ def test_a_full_disk_of_a_site_costs_it_some_rounds_and_the_others_none(
     disk.empty()
     back(federation)
 
-    sites[FIRST].at("train", lambda: (time.sleep(1.5), disk.fill()))  # when the agent's update is ready to be sent
-    until("it cannot be noted", lambda: "cannot be written" in federation.own_log(AGENT))
+    sites[FIRST].at("train", lambda: fill_to_the_last_line(disk, place))
+    until("nothing can be logged", lambda: "what cannot be logged is not sent" in federation.own_log(AGENT))
     without(federation)
     assert "MB free" in problem_of(federation)
     disk.empty()
@@ -236,6 +238,16 @@ def test_a_full_disk_of_a_site_costs_it_some_rounds_and_the_others_none(
     assert "Traceback" not in federation.own_log(AGENT)
     federation.rest()
     check_site(federation, place, plan)
+
+
+def fill_to_the_last_line(disk: Volume, place: SiteHome) -> None:
+    """When the agent's update is ready to be sent: no room for its record, nor for a line of the audit log."""
+    time.sleep(2)
+    disk.fill()
+    log = AuditLog(place.audit_file)
+    with pytest.raises(NexusError):
+        while True:
+            log.append("a line of the last page")
 
 
 def listed(federation: Federation, what: str) -> str:
