@@ -54,7 +54,7 @@ class Outages:
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
         federation.found(*SITES, rows=60)
-        self.wires = {site: Wire(federation.port) for site in SITES}
+        self.wires = {site: Wire(federation.host, federation.port) for site in SITES}
         settings = {"local": {"steps": 1, "batch_rows": 8, "clip_norm": 20.0}, "server": {"step": 1.0}}
         plan = federation.plan(
             RUN,
