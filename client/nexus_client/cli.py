@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from nexus_common import rpc
+from nexus_common import logs, rpc
 from nexus_common.address import split_proxy
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.errors import NexusError
@@ -40,7 +40,7 @@ def agent(
     if context.invoked_subcommand is not None:
         return
     place = place_of(context)
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {place.site} %(levelname)s %(message)s")
+    logs.begin(f"%(asctime)s {place.site} %(levelname)s %(message)s")
     for chatty in ("httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     from nexus_client.agent import Agent  # noqa: PLC0415  torch and Flower only where they are used

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from nexus_common import certs, rpc
+from nexus_common import certs, logs, rpc
 from nexus_common.audit_view import SinceOption, VerifyOption, show_audit
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.config import parse_toml, toml_string
@@ -36,7 +36,7 @@ def serve(context: typer.Context, home: HomeOption = None, as_json: JsonOption =
     context.obj = Options(home, as_json)
     if context.invoked_subcommand is not None:
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.begin("%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from nexus_server.app import Server  # noqa: PLC0415  Flower is loaded by the process that serves, not by commands
 

@@ -1,0 +1,44 @@
+"""A program's own log: lines on stderr that no peer can fill a disk with.
+
+Much of what is logged answers to what a peer does.  A burst is let through whole, then so many lines a second, each cut
+off; how many were left out is said in the next one.
+"""
+
+import logging
+import time
+from typing import Final
+
+BURST_LINES: Final = 5000
+LINES_A_SECOND: Final = 2.0  # some 30 MB a day
+MAX_CHARACTERS: Final = 2000
+
+
+class Bounded(logging.Filter):
+    """A filter of one handler: at most ``BURST_LINES`` at once, and ``LINES_A_SECOND`` in the long run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._free, self._counted_at, self._left_out = float(BURST_LINES), time.monotonic(), 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written; handlers ask under their lock."""
+        now = time.monotonic()
+        self._free = min(BURST_LINES, self._free + (now - self._counted_at) * LINES_A_SECOND)
+        self._counted_at = now
+        if self._free < 1:
+            self._left_out += 1
+            return False
+        self._free -= 1
+        text = record.getMessage()
+        if self._left_out:
+            text = f"({self._left_out} lines were left out before this one: too many at once) {text}"
+            self._left_out = 0
+        record.msg, record.args = text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…", ()
+        return True
+
+
+def begin(form: str) -> None:
+    """Log to stderr in this format from now on."""
+    handler = logging.StreamHandler()
+    handler.addFilter(Bounded())
+    logging.basicConfig(level=logging.INFO, format=form, handlers=[handler])
