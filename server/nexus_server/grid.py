@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from nexus_common import flower as fl
+from nexus_common.errors import Refusal
 
 from nexus_server import flower as fs
 from nexus_server.exchange import DEADLINE, MALFORMED, NOT_CONNECTED, RESTARTED, SILENT
@@ -26,7 +27,8 @@ class SiteState(fs.InMemoryLinkState):
     """Flower's LinkState, except that a client killed seconds ago may activate again at once."""
 
     def __init__(self) -> None:
-        super().__init__(fs.NoOpFederationManager(), fs.InMemoryObjectStore())
+        self.parts = fs.InMemoryObjectStore()
+        super().__init__(fs.NoOpFederationManager(), self.parts)
         self.on_activate: Callable[[int], None] = lambda _: None
         self.on_restart: Callable[[int], None] = lambda _: None
         self.came = threading.Event()  # set at every reply
@@ -38,6 +40,23 @@ class SiteState(fs.InMemoryLinkState):
             self.on_restart(node_id)
             self.deactivate_node(node_id)  # the stock state refuses while the node still counts as online
             return bool(super().activate_node(node_id, heartbeat_interval))
+
+    def store_message_and_object_tree(
+        self, message: fl.Message, object_tree: Any, session_id: str
+    ) -> tuple[bool, list[str]]:
+        """Take a message with its tree, once.
+
+        Flower takes another tree of the same reply and adds its parts to the store, and keeps a session for each reply
+        that it refuses: a site could go on with either until this process has no memory left.
+        """
+        with self.lock:
+            again = message.metadata.message_id in self.message_res_store
+            stored, missing = (
+                (False, []) if again else super().store_message_and_object_tree(message, object_tree, session_id)
+            )
+            if not stored:
+                self._cleanup_push_session(session_id, cleanup_messages=False)
+            return stored, missing
 
     def store_message_res(self, message: fl.Message) -> str | None:
         """Keep a reply and wake the thread that waits for it."""
@@ -205,14 +224,31 @@ class LocalGrid(fs.Grid):
         if fl.has_all(reply):
             return reply
         reply_id = reply.metadata.message_id
-        tree = self.state.object_store.get_object_tree(reply_id)
         contents: dict[str, bytes] = {}
-        for part in fl.iterate_object_tree(tree):
-            if not (content := self.state.get_object(self.run_id, part.object_id)):
+        for object_id in self._parts(reply_id):
+            if not (content := self.state.get_object(self.run_id, object_id)):
                 return None
-            contents[part.object_id] = content
+            contents[object_id] = content
         # The site wrote the inner metadata freely; only the outer copy was checked on arrival.
         return fl.whole_message(reply_id, contents, reply.metadata)
+
+    def _parts(self, reply_id: str) -> list[str]:
+        """The ids of a reply's parts; Refusal ``malformed`` for more than a message has.
+
+        Each is looked at once: parts may name each other's parts, over the trees of several sites, so that Flower's own
+        walk from the top would have no end in sight.
+        """
+        found: set[str] = set()
+        left, parts = [reply_id], self.state.parts
+        with parts.lock_store:
+            while left:
+                if (object_id := left.pop()) in found:
+                    continue
+                if len(found) == fl.MAX_PARTS:
+                    raise Refusal("malformed", f"a reply of more than {fl.MAX_PARTS} parts")
+                found.add(object_id)
+                left += parts.store[object_id].child_object_ids
+        return list(found)
 
     def _client_started(self, node: int) -> None:
         """Give up what the former process had taken: Flower never delivers an instruction twice."""

@@ -1,6 +1,7 @@
 """Replies that a hostile site may send to the real grid: each ends in one decoded answer, and nothing of it stays."""
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from nexus_server.exchange import DEADLINE, MALFORMED, Failure, _decoded
 from nexus_server.grid import LocalGrid
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict  # isort: skip
+from flwr.app.message import remove_content_from_message
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.superlink.servicer.fleet import fleet_handlers
 
 Attack = Callable[[Any, Any], None]
@@ -133,3 +136,69 @@ def test_a_hostile_reply_is_one_answer_and_leaves_nothing(
     found = trip(grid, attack)
     assert found == heard if heard else isinstance(found, Failure | wire.Say)
     assert trip(grid, lambda message, tree: None) == HONEST
+
+
+def asked(grid: LocalGrid, sites: int = 1) -> list[Any]:
+    """Instructions of a trip that is on, one for each node, as Flower's handlers see them."""
+    nodes = list(grid.node_of.values())[:sites]
+    made = [fl.instruction(wire.encode(wire.Ask(bytes(32), 0, b"", bytes([node % 251]))), node, 60) for node in nodes]
+    grid.push_messages(made)
+    return made
+
+
+def pushed(grid: LocalGrid, node: int, question: Any, tree: Any, name: str) -> Any:
+    """A large reply of a node, of which so far only its name and tree are sent."""
+    reply = fl.reply(wire.encode(HONEST), question)
+    with fl.no_object_id_recompute():
+        fl.name_by_content(reply)
+        message = fl.message_to_proto(remove_content_from_message(reply))
+    message.metadata.message_id = tree.object_id = name
+    push = fl.PushMessagesRequest(node=fl.Node(node_id=node), messages_list=[message], message_object_trees=[tree])
+    return fleet_handlers.push_messages(push, grid.state)
+
+
+def tree_of(*children: str) -> Any:
+    tree = ObjectTree()
+    for child in children:
+        tree.children.add().object_id = child
+    return tree
+
+
+def sha(*of: int) -> str:
+    return hashlib.sha256(bytes(of)).hexdigest()
+
+
+def test_of_a_reply_one_tree_is_taken_and_of_a_refused_one_nothing_stays(grid: LocalGrid) -> None:
+    (question,) = asked(grid)
+    node, before = question.metadata.dst_node_id, len(grid.state.object_store)
+    for number in range(50):
+        answer = pushed(grid, node, question, tree_of(*(sha(number, part) for part in range(15))), sha(1))
+        assert bool(answer.objects_to_push) == (number == 0)
+    assert len(grid.state.object_store) == before + 16
+    stranger = fl.instruction(wire.encode(wire.Prepare(b"never sent")), node, 60)
+    fl.name_by_content(stranger)
+    for number in range(50):
+        assert not pushed(grid, node, stranger, tree_of(), sha(2, number)).objects_to_push
+    assert len(grid.state._object_push_sessions) <= 2, "the question's own and the reply's"
+    grid._forget({question.metadata.message_id: question})
+
+
+@pytest.mark.timeout(60)
+def test_parts_of_several_sites_that_name_each_other_are_no_endless_walk() -> None:
+    grid = LocalGrid()
+    try:
+        for site in range(12):
+            grid.add_site(f"site-{site}", bytes([site]))
+            assert grid.state.activate_node(grid.node_of[f"site-{site}"], 10)
+        questions = asked(grid, 12)
+        for level, question in enumerate(questions):  # each reply holds the one before fifteen times
+            node = question.metadata.dst_node_id
+            pushed(grid, node, question, tree_of(*[sha(level - 1 if level else 99)] * 15), sha(level))
+        names = [question.metadata.message_id for question in questions]
+        began = time.monotonic()
+        last = [reply for reply in grid.pull_messages(names) if reply.metadata.message_id == sha(11)]
+        assert grid._whole(last[0]) is None, "its parts may still come"
+        assert time.monotonic() - began < 5, "15 to the power of 11 steps otherwise"
+        grid._forget(dict(zip(names, questions, strict=True)))
+    finally:
+        grid.close()
