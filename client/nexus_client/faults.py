@@ -6,6 +6,7 @@ from typing import Final
 import httpx
 from nexus_common.errors import NexusError
 
+MOST_CHARACTERS: Final = 300
 _STATUS: Final = {
     401: "refuses this site's signed time (HTTP 401): the clocks differ, and the server's is used now, or it has "
     "restarted",
@@ -20,7 +21,7 @@ def in_words(problem: Exception, address: str, issuer: str | None = None) -> str
     if isinstance(problem, httpx.HTTPStatusError):
         code = problem.response.status_code
         return f"{address} {_STATUS.get(code, f'answers HTTP {code}')}"
-    text = str(problem)
+    text = str(problem)[:MOST_CHARACTERS]  # h11 repeats what it could not read
     if issuer is not None:
         return (
             f"the certificate at {address} came from {issuer!r}, not from the consortium: this network inspects TLS, "

@@ -33,6 +33,7 @@ POLL_SECONDS: Final = 0.25  # only where the server does not hold the question
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 PULL_SECONDS: Final = 60.0
+OBJECTS: Final = "/v1/fleet/pull-object"
 Handler = Callable[[wire.Message], wire.Message]
 
 
@@ -73,9 +74,14 @@ def _bytes_of(request: httpx.Request) -> int:
 
 
 def _bounded(response: httpx.Response) -> None:
-    """Runs before a body is read: one without length, with too much of it, or packed is not read."""
+    """Runs before a body is read: one without length, with too much of it, or packed is not read.
+
+    Where a length and chunks are named, the chunks count: such a body could go on for ever.
+    """
     length = response.headers.get("content-length", "")
-    if not length.isdigit() or int(length) > fl.MAX_BODY_BYTES or "content-encoding" in response.headers:
+    most = fl.MAX_BODY_BYTES if response.request.url.path == OBJECTS else fl.MAX_SMALL_BODY_BYTES
+    coded = {"content-encoding", "transfer-encoding"} & response.headers.keys()
+    if coded or len(length) > 9 or not length.isdigit() or int(length) > most:
         raise httpx.RemoteProtocolError("response without length, too long or packed", request=response.request)
 
 
@@ -195,9 +201,9 @@ class Link:
             if time.monotonic() - asked < POLL_SECONDS:
                 self._stop.wait(POLL_SECONDS)
             return
-        outer = fl.message_from_proto(answer.messages_list[0])
+        outer, ids = fl.received(answer)
         try:
-            instruction = self._pull(outer, answer.message_object_trees[0])
+            instruction = self._pull(outer, ids)
         except fl.ObjectPullError:
             log.info("the server withdrew a message")
             return
@@ -216,20 +222,18 @@ class Link:
         self._journal.message(made, **subject_of(asks), recipient=self.address)
         self._push(fl.reply(wire.encode(made), instruction))
 
-    def _pull(self, outer: Any, tree: Any) -> Any:
+    def _pull(self, outer: Any, ids: list[str]) -> Any:
         if fl.has_all(outer):
             return outer
-        run_id, ids = outer.metadata.run_id, [part.object_id for part in fl.iterate_object_tree(tree)]
-        if len(ids) > fl.MAX_PARTS:
-            raise ValueError(f"a message of {len(ids)} parts, at most {fl.MAX_PARTS}")
+        run_id, object_id = outer.metadata.run_id, ids[-1]
         pull = fl.make_pull_object_fn_protobuf(self._link.PullObject, self._node, run_id)
         contents = fl.pull_objects(ids, pull, max_time=PULL_SECONDS, initial_backoff=0.05, backoff_cap=1.0)
         if any(fl.get_object_id(content) != object_id for object_id, content in contents.items()):
             raise ValueError("a part does not match its hash")  # Flower checks this on the server only
         self._link.ConfirmMessageReceived(
-            fl.ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=tree.object_id)
+            fl.ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=object_id)
         )
-        return fl.whole_message(tree.object_id, contents, outer.metadata)
+        return fl.whole_message(object_id, contents, outer.metadata)
 
     def _push(self, reply: Any) -> None:
         with fl.no_object_id_recompute():

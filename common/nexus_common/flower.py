@@ -4,6 +4,7 @@ Checked against flwr 1.41.0, pinned exactly; ``tests/federation/test_flower_cont
 must be imported before anything from flwr, because the off switches are read at import.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -91,16 +92,22 @@ __all__ = [
     "name_by_content",
     "no_object_id_recompute",
     "parcel_of",
+    "part_ids",
     "pull_objects",
     "push_objects",
+    "received",
     "reply",
     "sent_ahead",
     "whole_message",
 ]
 
-logging.getLogger("flwr").setLevel(logging.WARNING)  # its INFO lines carry one entry per message
+_log = logging.getLogger("flwr")
+_log.setLevel(logging.WARNING)  # its INFO lines carry one entry per message
+_log.handlers.clear()  # our program's handlers take its lines, and bound them
+_log.propagate = True
 
 MAX_BODY_BYTES: Final = 6 << 20  # one 5 MiB Flower chunk and its envelope
+MAX_SMALL_BODY_BYTES: Final = 64 << 10  # whatever carries no part
 MAX_PARTS: Final = 16  # objects in one message: five of structure, the rest chunks of 5 MiB
 LEASE_SECONDS: Final = 10  # heartbeat interval announced to Flower, its smallest
 SMALL_BYTES: Final = 32 << 10  # of content that travels in the message itself: no request for each of its parts
@@ -156,6 +163,27 @@ def sent_ahead(message: Message) -> Message:
 def has_all(message: Message) -> bool:
     """Whether a message came with its content, or is an error, and no part of it need be asked for."""
     return message.has_error() or len(message.content) > 0
+
+
+def part_ids(tree: Any) -> list[str]:
+    """The ids of a message's parts, its own last; Refusal ``malformed`` for more than ``MAX_PARTS``."""
+    found = [part.object_id for part in itertools.islice(iterate_object_tree(tree), MAX_PARTS + 1)]
+    if len(found) > MAX_PARTS:
+        raise Refusal("malformed", f"a message of more than {MAX_PARTS} parts")
+    return found
+
+
+def received(answer: Any) -> tuple[Message, list[str]]:
+    """The message in a server's answer, and the ids of its parts.
+
+    Refusal ``malformed`` for one that Flower's parsers cannot read, whatever they raise.
+    """
+    try:
+        return message_from_proto(answer.messages_list[0]), part_ids(answer.message_object_trees[0])
+    except Refusal:
+        raise
+    except Exception as problem:  # noqa: BLE001  bytes of a peer must not look like a fault of this program
+        raise Refusal("malformed", f"an answer that holds no message ({type(problem).__name__})") from None
 
 
 def whole_message(object_id: str, contents: dict[str, bytes], metadata: Any) -> Message:

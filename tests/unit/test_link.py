@@ -94,13 +94,15 @@ def test_nobody_at_the_address_is_said_with_the_address(link: Link, monkeypatch:
     ("headers", "read"),
     [
         ({"content-length": "0"}, True),
-        ({"content-length": str(fl.MAX_BODY_BYTES)}, True),
-        ({"content-length": str(fl.MAX_BODY_BYTES + 1)}, False),
+        ({"content-length": str(fl.MAX_SMALL_BODY_BYTES)}, True),
+        ({"content-length": str(fl.MAX_SMALL_BODY_BYTES + 1)}, False),
         ({"content-length": "-1"}, False),
+        ({"content-length": "9" * 5000}, False),
+        ({"content-length": "9", "transfer-encoding": "chunked"}, False),
         ({"transfer-encoding": "chunked"}, False),
         ({"content-length": "9", "content-encoding": "gzip"}, False),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_body_is_read_only_where_its_length_is_known_bounded_and_its_own(headers: dict[str, str], read: bool) -> None:
     response = httpx.Response(200, headers=headers, request=httpx.Request("POST", "https://127.0.0.1:1"))
@@ -109,6 +111,16 @@ def test_a_body_is_read_only_where_its_length_is_known_bounded_and_its_own(heade
         return
     with pytest.raises(httpx.RemoteProtocolError, match="without length, too long or packed"):
         module._bounded(response)
+
+
+def test_only_a_part_may_be_large() -> None:
+    headers = {"content-length": str(fl.MAX_BODY_BYTES)}
+    url = f"https://127.0.0.1:1{module.OBJECTS}"
+    module._bounded(httpx.Response(200, headers=headers, request=httpx.Request("POST", url)))
+    with pytest.raises(httpx.RemoteProtocolError):
+        module._bounded(
+            httpx.Response(200, headers=headers, request=httpx.Request("POST", url.replace("pull", "push")))
+        )
 
 
 def test_a_session_that_could_not_be_renewed_is_to_be_renewed_again(
