@@ -6,8 +6,11 @@ A small board without a battery may wake up years behind.  Flower's server refus
 import datetime as dt
 import email.utils
 import time
+from typing import Final
 
 import httpx
+
+_LATEST: Final = 2.0**33  # Unix seconds, in the year 2242
 
 
 class ServerClock:
@@ -27,8 +30,12 @@ class ServerClock:
 
 
 def seconds_ahead(date: str, here: float) -> float | None:
-    """How far ``here`` (Unix seconds) is ahead of an HTTP date; None where that is no date."""
+    """How far ``here`` (Unix seconds) is ahead of an HTTP date; None where that is no date, or of no such century.
+
+    A time that cannot be written down would end every later request before it leaves.
+    """
     try:
-        return here - email.utils.parsedate_to_datetime(date).timestamp() - 0.5
-    except (IndexError, TypeError, ValueError):
+        there = email.utils.parsedate_to_datetime(date).timestamp()
+    except (IndexError, TypeError, ValueError, OverflowError):
         return None
+    return here - there - 0.5 if 0 < there < _LATEST else None
