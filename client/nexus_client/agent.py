@@ -78,7 +78,18 @@ class Agent:
         )
 
     def _handle(self, message: wire.Message) -> wire.Message:
-        """The answer to a message of the server."""
+        """The answer to a message of the server, after a pause where that alone has made too many lines in the log."""
+        logged, trained = self._logged_bytes(), self.rounds.progress.last_round_at
+        try:
+            return self._answer(message)
+        finally:
+            if self._logged_bytes() != logged and self.rounds.progress.last_round_at == trained:
+                self.journal.pace()  # a training costs time enough
+
+    def _logged_bytes(self) -> int:
+        return self.place.audit_file.stat().st_size if self.place.audit_file.exists() else 0
+
+    def _answer(self, message: wire.Message) -> wire.Message:
         if not isinstance(message, wire.Certify):
             return self.rounds.handle(message)
         certificate = renew(message.certificate, message.authorities, self.place)

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 from nexus_common.disk import room
 from nexus_common.errors import NexusError
@@ -56,28 +57,37 @@ class ProtocolRecord:
 
         Whoever knew them could take what two sites do with two nearly equal models apart exactly.
         """
-        rows = self._db.execute("SELECT value FROM secret").fetchall()
-        if not rows:
-            rows = [(os.urandom(32),)]
-            self.write("INSERT INTO secret VALUES (?)", *rows[0])
-        return int.from_bytes(hmac.digest(rows[0][0], model, "sha256"), "little")
+        row = self._found("SELECT value FROM secret")
+        if row is None:
+            row = (os.urandom(32),)
+            self.write("INSERT INTO secret VALUES (?)", *row)
+        return int.from_bytes(hmac.digest(row[0], model, "sha256"), "little")
 
     def trained_elsewhere(self, plan: bytes, model: bytes) -> bool:
         """Whether another plan has had this model trained here: its sum may be open without this site's help."""
         return self.number("SELECT count(*) FROM trained WHERE model = ?1 AND plan <> ?2", model, plan) > 0
 
     def models_trained(self, plan: bytes, model: bytes) -> int:
-        """How many different models a plan has had trained here, this one, which is noted, among them."""
+        """How many different models a plan has had trained here, this one among them, which ``note_trained`` notes."""
+        every = "SELECT model FROM trained WHERE plan = ? UNION SELECT ?"
+        return self.number(f"SELECT count(*) FROM ({every})", plan, model)  # noqa: S608  our own words
+
+    def note_trained(self, plan: bytes, model: bytes) -> None:
+        """A plan is about to have this model trained here."""
         self.write("INSERT OR IGNORE INTO trained VALUES (?, ?)", plan, model)
-        return self.number("SELECT count(*) FROM trained WHERE plan = ?", plan)
 
     def number(self, query: str, *values: bytes) -> int:
         """The one number that a query finds, 0 where it finds none."""
+        found = self._found(query, *values)
+        return int(found[0]) if found else 0
+
+    def _found(self, query: str, *values: bytes) -> tuple[Any, ...] | None:
+        """The first row that a query finds; NexusError where the file cannot be read."""
         try:
-            found = self._db.execute(query, values).fetchone()
+            row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
         except sqlite3.Error as problem:
             raise NexusError(f"{self.path} cannot be read ({problem}); without it no update leaves this site") from None
-        return int(found[0]) if found else 0
+        return row
 
     def write(self, change: str, *values: object) -> None:
         """One change, on disk when this returns; NexusError where it cannot be written."""

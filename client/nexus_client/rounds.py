@@ -157,14 +157,16 @@ class SiteRounds:
         check_reach(plan, message.round, vector)
         if message.round == 0:
             check_first(plan, message.vector)
-        if message.use:
-            self._store(StoredAdapter(plan, message.round, vector))
         begins = trained_from(plan, message.round, vector)
         close, packed = bool(message.close), wire.pack(begins)
         model, other = (wire.model_hash(layout, packed, close=named) for named in (close, not close))
-        if self.masking.made is not None and self.masking.made.model == model:
+        trained = self.masking.made is not None and self.masking.made.model == model
+        if not trained:
+            self._require_few(plan, model)
+        if message.use:
+            self._store(StoredAdapter(plan, message.round, vector))
+        if trained:
             return wire.Trained(model)
-        self._require_few(plan, model)
         started = time.monotonic()
         self.progress = Progress("training", 0, plan.local.steps, plan.name, number)
         figures, update = self._work(plan, message, begins, model)
@@ -200,6 +202,7 @@ class SiteRounds:
         most = plan.protocol_plans[0].rounds + 1  # and the closing one
         if (count := self.record.models_trained(plan.hash, model)) > most:
             raise Refusal("rounds-spent", f"{count} different models to train on, plan {plan.name} has at most {most}")
+        self.record.note_trained(plan.hash, model)
 
     def _work(
         self, plan: Plan, message: wire.TrainRound, begins: Vector, model: bytes

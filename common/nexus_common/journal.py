@@ -43,7 +43,7 @@ class Journal:
                 self._repeats += 1
                 return
         if self._paced and not _is_bounded(message):
-            self._wait()
+            self.pace()
         with self._lock:
             code = message.code if isinstance(message, wire.Refused) else None
             size = sum(len(str(v)) if isinstance(v, int) else len(v) for v in parcel.fields.values())
@@ -59,8 +59,11 @@ class Journal:
             if len(self._known) > REMEMBERED:
                 del self._known[next(iter(self._known))]
 
-    def _wait(self) -> None:
-        """Use one line of the burst (a token bucket); wait where it is used up."""
+    def pace(self) -> None:
+        """Use one line of the burst (a token bucket); wait where it is used up.
+
+        For lines, too, that a peer's messages make in the audit log otherwise than through ``message``.
+        """
         now = time.monotonic()
         self._free = min(BURST_LINES, self._free + (now - self._counted_at) / PACE_SECONDS)
         self._counted_at = now

@@ -193,11 +193,15 @@ def test_draws_are_the_same_for_a_model_for_ever_and_no_other_sites(record: Prot
 
 
 def test_models_are_counted_once_each_and_by_plan(record: ProtocolRecord) -> None:
-    assert [record.models_trained(b"p", one) for one in (MODEL, MODEL, OTHER, MODEL)] == [1, 1, 2, 2]
+    assert record.models_trained(b"p", MODEL) == 1
+    assert record.models_trained(b"p", OTHER) == 1, "what was only asked for is not noted"
+    for model, count in ((MODEL, 1), (MODEL, 1), (OTHER, 2), (MODEL, 2)):
+        record.note_trained(b"p", model)
+        assert record.models_trained(b"p", model) == count
     assert record.models_trained(b"q", MODEL) == 1
 
 
 def test_a_model_that_another_plan_has_trained_is_known(record: ProtocolRecord) -> None:
-    record.models_trained(b"p", MODEL)
+    record.note_trained(b"p", MODEL)
     known = [record.trained_elsewhere(plan, model) for plan in (b"p", b"q") for model in (MODEL, OTHER)]
     assert known == [False, False, True, False]

@@ -377,5 +377,5 @@ def test_nothing_but_an_inbox_passes_for_one(site: SiteRounds) -> None:
 
 def test_a_model_of_another_plan_is_not_trained_on(site: SiteRounds) -> None:
     prepared(site)
-    site.record.models_trained(b"another plan", model_of())
+    site.record.note_trained(b"another plan", model_of())
     assert refused(site, train()) == "model-replay"
