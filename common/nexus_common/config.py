@@ -45,7 +45,7 @@ def validate(kind: type[S], found: dict[str, Any], where: str) -> S:
     except ValidationError as problem:
         faults = "".join(f"\n  {_fault(kind, error)}" for error in problem.errors())
         raise NexusError(f"{where}: {problem.error_count()} setting(s) to correct:{faults}") from None
-    except TypeError as problem:
+    except (TypeError, ValueError, RecursionError) as problem:  # a number of 5,000 digits, a key of 1,000 parts
         raise NexusError(f"{where}: {problem}") from None
 
 

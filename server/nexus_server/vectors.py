@@ -11,6 +11,7 @@ from typing import Any
 from nexus_common.disk import remove_unfinished, write_durably
 from nexus_common.errors import NexusError
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 
@@ -43,7 +44,10 @@ class VectorFiles:
             raise NexusError(f"{path} is missing; restore it from the backup") from None
         if hashlib.sha256(data).hexdigest() != name:
             raise NexusError(f"{path} was changed: it no longer has the SHA-256 it is named by; restore it")
-        return load(data)
+        try:
+            return load(data)
+        except SafetensorError as problem:
+            raise NexusError(f"{path} holds no vectors ({problem}); restore it from the backup") from None
 
     def delete(self, name: str) -> None:
         """Remove a file that nothing names any more."""

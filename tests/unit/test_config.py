@@ -96,6 +96,12 @@ def test_a_file_beyond_the_parsers_limits_is_told_too(text: str) -> None:
         parse(text)
 
 
+@pytest.mark.parametrize("text", ["a." * 1000 + "a = 1", "x = 0x" + "f" * 5000, "x = [" * 2])
+def test_values_beyond_json_are_told_too(text: str) -> None:
+    with pytest.raises(NexusError):
+        parse_toml(Settings, text, "file")
+
+
 def test_a_missing_file_is_told_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(NexusError, match=r"none\.toml does not exist; make one"):
         read_toml(Outer, tmp_path / "none.toml", "make one")
