@@ -20,11 +20,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nexus_common.errors import NexusError
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
+MAX_STRANGERS_BYTES: Final = 64 << 10  # a certificate request and its answer take 2 kB
 MAX_SOCKET_PATH: Final = 100  # the kernel's limit is 108
 MAX_ERROR_CHARACTERS: Final = 2000  # an error's text travels as metadata, which gRPC bounds at 16 KiB
 log = logging.getLogger(__name__)
 _LIMITS: Final = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
-_STRANGERS: Final = [  # on a port that anybody may call: nobody holds a thread for long
+_STRANGERS: Final = [  # on a port that anybody may call: nobody holds a thread for long, or much memory
+    ("grpc.max_receive_message_length", MAX_STRANGERS_BYTES),
+    ("grpc.so_reuseport", 0),
     ("grpc.max_connection_age_ms", 15_000),
     ("grpc.max_connection_age_grace_ms", 5_000),
     ("grpc.max_concurrent_streams", 2),
@@ -66,7 +69,7 @@ def start(
     credentials: grpc.ServerCredentials | None = None,
 ) -> grpc.Server:
     """Serve at ``unix:PATH`` or ``HOST:PORT``; NexusError where the address cannot be taken."""
-    options = _LIMITS + (_STRANGERS if credentials else [])
+    options = _STRANGERS if credentials else _LIMITS
     server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix=service), options=options, maximum_concurrent_rpcs=32)
     server.add_generic_rpc_handlers((_handlers(service, methods),))
     try:
