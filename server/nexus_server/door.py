@@ -2,6 +2,7 @@
 
 import asyncio
 import asyncio.constants
+import asyncio.sslproto
 import logging
 import socket
 import ssl
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS: Final = 400
 MAX_CONNECTIONS_OF_A_SITE: Final = 16  # an agent has two; those of a dead network stay for a minute or so
 HANDSHAKE_SECONDS: Final = 5.0
+READ_BYTES: Final = 32 << 10  # every connection's buffer, before its handshake too; asyncio takes 256 kB
 
 
 class SiteConnection(H11Protocol):
@@ -117,11 +119,13 @@ def open_door(app: Gate, host: str, port: int, context: ssl.SSLContext) -> uvico
             f"cannot listen on {host} port {port}: {problem.strerror}; is another nexus-server running? "
             "(`listen` in server.toml)"
         ) from None
-    # uvicorn has no setting for it, and 60 s is long where strangers can open connections
+    # uvicorn has no setting for it, and 60 s is long where strangers can open connections; uvloop would not look at it
     asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_SECONDS
+    asyncio.sslproto.SSLProtocol.max_size = READ_BYTES
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            loop="asyncio",
             http=SiteConnection,
             ws="none",
             lifespan="off",
