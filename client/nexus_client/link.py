@@ -227,9 +227,14 @@ class Link:
             return outer
         run_id, object_id = outer.metadata.run_id, ids[-1]
         pull = fl.make_pull_object_fn_protobuf(self._link.PullObject, self._node, run_id)
-        contents = fl.pull_objects(ids, pull, max_time=PULL_SECONDS, initial_backoff=0.05, backoff_cap=1.0)
-        if any(fl.get_object_id(content) != object_id for object_id, content in contents.items()):
-            raise ValueError("a part does not match its hash")  # Flower checks this on the server only
+
+        def pull_checked(part_id: str) -> bytes:
+            content: bytes = pull(part_id)
+            if fl.get_object_id(content) != part_id:
+                raise ValueError("a part does not match its hash")  # Flower checks this on the server only
+            return content
+
+        contents = fl.pull_objects(ids, pull_checked, max_time=PULL_SECONDS, initial_backoff=0.05, backoff_cap=1.0)
         self._link.ConfirmMessageReceived(
             fl.ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=object_id)
         )
