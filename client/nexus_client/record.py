@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nexus_common.disk import room
 from nexus_common.errors import NexusError
@@ -26,6 +26,7 @@ _SCHEMA = """
     CREATE TABLE IF NOT EXISTS opened (model BLOB PRIMARY KEY, at REAL NOT NULL) STRICT;
     BEGIN EXCLUSIVE; COMMIT;
 """
+_FAULTS: Final = (sqlite3.Error, UnicodeDecodeError)  # the second where SQLite's words repeat damaged bytes
 
 
 class ProtocolRecord:
@@ -37,7 +38,7 @@ class ProtocolRecord:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=1)
             path.chmod(0o600)
             self._db.executescript(_SCHEMA)  # its last line takes the lock, which is kept
-        except sqlite3.Error as problem:
+        except _FAULTS as problem:
             remedy = (
                 f"{room(path.parent)}: is another process using it, or the disk full?"
                 if isinstance(problem, sqlite3.OperationalError)
@@ -85,7 +86,7 @@ class ProtocolRecord:
         """The first row that a query finds; NexusError where the file cannot be read."""
         try:
             row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
-        except sqlite3.Error as problem:
+        except _FAULTS as problem:
             raise NexusError(f"{self.path} cannot be read ({problem}); without it no update leaves this site") from None
         return row
 
@@ -93,7 +94,7 @@ class ProtocolRecord:
         """One change, on disk when this returns; NexusError where it cannot be written."""
         try:
             self._db.execute(change, values)
-        except sqlite3.Error as problem:
+        except _FAULTS as problem:
             told = f"{problem}; {room(self.path.parent)}"
             raise NexusError(f"{self.path} cannot be written ({told}); is the disk full?") from None
 
