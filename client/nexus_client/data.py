@@ -151,6 +151,8 @@ def _read(source: DataSource, folder: Path, tokenizer: Path) -> _Part:
             f"{source.path} does not exist (looked for {path}); correct path in [[data]] of "
             "site.toml, or take the table out"
         )
+    if path.is_fifo() or path.is_char_device() or path.is_block_device():
+        raise NexusError(f"{source.path} is a pipe or a device, and reading it might never end")
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in DOCUMENT_SUFFIXES:
         if source.group or source.columns:

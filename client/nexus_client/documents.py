@@ -89,7 +89,7 @@ def _documents(folder: Path) -> list[Path]:
     for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = sorted(one for one in folders if not one.startswith("."))
         here = (Path(parent) / one for one in sorted(files) if not one.startswith("."))
-        found += [one for one in here if one.suffix.lower() in DOCUMENT_SUFFIXES]
+        found += [one for one in here if one.suffix.lower() in DOCUMENT_SUFFIXES and one.is_file()]
     return found
 
 

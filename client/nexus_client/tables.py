@@ -160,7 +160,8 @@ def _csv_rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str]
     """(first line, fields or what is wrong); after a broken quote it goes on with the very next line."""
     start = 0
     while start < len(lines):
-        reader, at = csv.reader(lines[start:], delimiter=delimiter, strict=True), start
+        rest = map(lines.__getitem__, range(start, len(lines)))  # no copy: every line may be broken
+        reader, at = csv.reader(rest, delimiter=delimiter, strict=True), start
         try:
             for fields in reader:
                 yield at + 1, fields

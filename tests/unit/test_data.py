@@ -383,3 +383,19 @@ def test_any_quoting_is_rows_or_a_clear_error(tmp_path: Path, text: str) -> None
     (tmp_path / "f.csv").write_bytes(b"query,passage\nfine,row\n" + text.encode())
     rows = read(tmp_path, "f.csv")
     assert rows.pairs[0].query == "fine"
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "faq.csv")
+    with pytest.raises(NexusError, match="is a pipe or a device"):
+        read_rows([DataSource(path="faq.csv")], tmp_path, tmp_path)
+    (tmp_path / "handbook").mkdir()
+    os.mkfifo(tmp_path / "handbook" / "a.md")
+    with pytest.raises(NexusError, match="holds no"):
+        read_rows([DataSource(path="handbook")], tmp_path, tmp_path)
+
+
+@pytest.mark.timeout(60)
+def test_a_file_of_broken_lines_alone_takes_no_time_that_grows_with_their_square(tmp_path: Path) -> None:
+    (tmp_path / "faq.csv").write_text("query,passage\nwhere,here\n" + '"a"b,c\n' * 200_000)
+    assert len(read_rows([DataSource(path="faq.csv")], tmp_path, tmp_path).problems) == 200_000
