@@ -366,6 +366,9 @@ def test_a_site_trains_on_no_more_models_than_a_run_can_have(site: SiteRounds, m
         site.handle(train(1, wire.pack(vector)))
     vector[3] = -1 / 1000
     assert refused(site, train(1, wire.pack(vector))) == "rounds-spent"
+    assert site.record.number("SELECT count(*) FROM trained") == most, "what is refused is not kept"
+    kept = StoredAdapter.read(site.workspace.place.federated_file)
+    assert kept is None or kept.vector[3] >= 0, "neither is its version"
 
 
 def test_nothing_but_an_inbox_passes_for_one(site: SiteRounds) -> None:
