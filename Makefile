@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 TORCH := 'torch>=2.9.1,$(if $(filter aarch64,$(shell uname -m)),<2.10,<2.14)'
 
-.PHONY: demo test lint bench bench-secagg bench-flower bench-sim chaos clean
+.PHONY: demo test lint bench bench-secagg bench-flower bench-sim chaos fuzz clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -24,6 +24,14 @@ lint: $(VENV)/.dev
 
 chaos: $(VENV)/.dev
 	$(RUN) -m tests.chaos.chaos --seconds $(or $(SECONDS),1800) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.dev
+	@if $(RUN) -c 'import atheris' 2>/dev/null; then \
+	  $(RUN) -m tests.fuzz.atheris_run $(or $(TARGET),all) --seconds $(or $(SECONDS),1000); \
+	else \
+	  echo "atheris is not installed ($(PIP) atheris): hypothesis tries $(or $(EXAMPLES),3000) inputs for each decoder"; \
+	  NEXUS_FUZZ_EXAMPLES=$(or $(EXAMPLES),3000) $(RUN) -m pytest tests/fuzz; \
+	fi
 
 bench: $(VENV)/.dev
 	$(RUN) -m tests.bench.server
@@ -54,4 +62,4 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo .bench
+	rm -rf $(VENV) .demo .bench .fuzz
