@@ -17,7 +17,8 @@ def checked(pem: bytes, authority: x509.Certificate, place: SiteHome) -> x509.Ce
 
     Refusal ``wrong-authority`` or ``bad-certificate``; ValueError where it cannot be read.
     """
-    certificate = x509.load_pem_x509_certificate(pem)
+    with certs.foreign():
+        certificate = x509.load_pem_x509_certificate(pem)
     certs.check_issued_by(certificate, authority, certs.key_hash(authority), ExtendedKeyUsageOID.CLIENT_AUTH)
     own = certs.key_hash(certs.load_transport_key(place.keys / "transport.key").public_key())
     identity = certs.raw_identity(certs.load_identity(place.keys / "identity.key"))

@@ -66,7 +66,8 @@ def _request(invite: Invite, place: SiteHome, proxy: str | None) -> tuple[EnrolA
     with rpc.channel(invite.address, credentials, proxy) as channel:
         try:
             text = rpc.call(channel, SERVICE, "authority", rpc.Nothing(), Authority, CONNECT_SECONDS).certificate
-            authority = x509.load_pem_x509_certificate(text.encode())
+            with certs.foreign():
+                authority = x509.load_pem_x509_certificate(text.encode())
             certs.check_issued_by(leaf, authority, invite.ca_hash, ExtendedKeyUsageOID.SERVER_AUTH)
             answer = rpc.call(channel, SERVICE, "enrol", _enrol_request(invite, place), EnrolAnswer, CONNECT_SECONDS)
         except (ConnectionError, ValueError) as problem:

@@ -49,7 +49,8 @@ def shown_certificate(
         context.wrap_socket(plain, server_hostname=host) as tls,
     ):
         shown = tls.getpeercert(binary_form=True)
-    return x509.load_der_x509_certificate(shown) if shown else None
+    with certs.foreign():
+        return x509.load_der_x509_certificate(shown) if shown else None
 
 
 def foreign_issuer(problem: BaseException, address: str, proxy: str | None, keys: Path) -> str | None:

@@ -5,11 +5,11 @@ destroyed.  Who pins the new key trusts what it issues; who still pins an older 
 """
 
 import datetime as dt
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from nexus_common import certs
 from nexus_common.errors import Refusal
@@ -30,7 +30,8 @@ class Authorities:
     @classmethod
     def read(cls, pem: bytes) -> "Authorities":
         """From PEM; ValueError where it is no such chain."""
-        found = x509.load_pem_x509_certificates(pem)
+        with certs.foreign():
+            found = x509.load_pem_x509_certificates(pem)
         if len(found) % 2 == 0 or len(found) >= 2 * MOST:
             raise ValueError(f"{len(found)} certificates are no chain of authorities")
         return cls(tuple(found[::2]), tuple(found[1::2]))
@@ -62,18 +63,20 @@ class Authorities:
 
     def check_vouched(self, pinned: bytes) -> None:
         """Refusal ``wrong-authority`` unless the newest key is the pinned one, or that vouches for it over links."""
-        key = b""
         try:
-            self.newest.verify_directly_issued_by(self.newest)  # it is stored, and TLS takes no other as an anchor
-            key = certs.key_hash(self.newest)
-            for link, older in zip(self.links, self.generations[1:], strict=True):
-                if key == pinned:
-                    return
-                if certs.key_hash(link) != key or not certs.is_authority(link):
-                    break
-                link.verify_directly_issued_by(older)
-                key = certs.key_hash(older)
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-            key = b""
-        if key != pinned:
+            with certs.foreign():
+                vouched = pinned in self._vouching()
+        except ValueError:
+            vouched = False
+        if not vouched:
             raise Refusal("wrong-authority", "the pinned consortium key does not vouch for the new one")
+
+    def _vouching(self) -> Iterator[bytes]:
+        """The keys, newest first, as far as each vouches for the one before; any fault ends it."""
+        self.newest.verify_directly_issued_by(self.newest)  # it is stored, and TLS takes no other as an anchor
+        yield (key := certs.key_hash(self.newest))
+        for link, older in zip(self.links, self.generations[1:], strict=True):
+            if certs.key_hash(link) != key or not certs.is_authority(link):
+                return
+            link.verify_directly_issued_by(older)
+            yield (key := certs.key_hash(older))

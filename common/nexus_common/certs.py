@@ -9,7 +9,8 @@ import datetime as dt
 import hashlib
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,23 @@ LEAF_DAYS: Final = 365
 BACKDATED: Final = dt.timedelta(days=1)  # a client clock that is behind must not refuse a new certificate
 _IDENTITY: Final = "nexus:identity:"
 _SITE: Final = "nexus:site:"
+
+
+@contextmanager
+def foreign() -> Iterator[None]:
+    """What cryptography raises over a certificate that others made, all as ValueError."""
+    try:
+        yield
+    except (
+        x509.InvalidVersion,
+        x509.DuplicateExtension,
+        x509.ExtensionNotFound,
+        x509.UnsupportedGeneralNameType,
+        InvalidSignature,
+        UnsupportedAlgorithm,
+        TypeError,
+    ) as problem:
+        raise ValueError(f"{type(problem).__name__}: {problem}") from problem
 
 
 def new_transport_key() -> TransportKey:
@@ -189,11 +207,12 @@ def issue_site(
 def site_and_identity(certificate: x509.Certificate) -> tuple[str, bytes]:
     """What a site's certificate says about whose it is; ValueError where it is no site's certificate."""
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        with foreign():
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-        site, identity = (next(u.removeprefix(p) for u in uris if u.startswith(p)) for p in (_SITE, _IDENTITY))
+        (site,), (identity,) = ([u.removeprefix(p) for u in uris if u.startswith(p)] for p in (_SITE, _IDENTITY))
         return site, bytes.fromhex(identity)
-    except (x509.ExtensionNotFound, StopIteration, RuntimeError) as problem:
+    except ValueError as problem:
         raise ValueError("not a site's certificate") from problem
 
 
@@ -210,12 +229,13 @@ def check_issued_by(
 ) -> None:
     """Raise Refusal ``wrong-authority`` unless ``ca`` has the pinned key and signed ``certificate`` for this usage."""
     try:
-        if key_hash(ca) != pinned:
-            raise ValueError("another CA key than the one in the invitation")
-        certificate.verify_directly_issued_by(ca)
-        if usage not in certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value:
-            raise ValueError("a certificate for another purpose")
-    except (ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature, UnsupportedAlgorithm):
+        with foreign():
+            if key_hash(ca) != pinned:
+                raise ValueError("another CA key than the one in the invitation")
+            certificate.verify_directly_issued_by(ca)
+            if usage not in certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value:
+                raise ValueError("a certificate for another purpose")
+    except ValueError:
         issuer = issuer_of(certificate)
         raise Refusal(
             "wrong-authority",

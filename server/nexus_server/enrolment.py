@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nexus_common import certs, rpc
@@ -178,14 +177,15 @@ class Enrolment:
 def _checked_key(request: EnrolRequest) -> ec.EllipticCurvePublicKey:
     """The P-384 key of a request that both of its keys signed; Refusal ``request-signature`` otherwise."""
     try:
-        csr = x509.load_der_x509_csr(request.csr)
-        key = csr.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-            raise ValueError("not a P-384 key")
-        if not csr.is_signature_valid:
-            raise ValueError("the request is not signed by its own key")
-        signed = request_bytes(request.site, request.secret, request.csr)
-        Ed25519PublicKey.from_public_bytes(request.identity).verify(request.signature, signed)
-    except (ValueError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion) as problem:
+        with certs.foreign():
+            csr = x509.load_der_x509_csr(request.csr)
+            key = csr.public_key()
+            if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+                raise ValueError("not a P-384 key")
+            if not csr.is_signature_valid:
+                raise ValueError("the request is not signed by its own key")
+            signed = request_bytes(request.site, request.secret, request.csr)
+            Ed25519PublicKey.from_public_bytes(request.identity).verify(request.signature, signed)
+    except ValueError as problem:
         raise Refusal("request-signature", str(problem)) from None
     return key

@@ -15,7 +15,7 @@ from typing import Any, Final
 from cryptography import x509
 from fastapi import HTTPException
 from nexus_common import flower as fl
-from nexus_common.certs import key_hash
+from nexus_common.certs import foreign, key_hash
 from nexus_common.errors import Refusal
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
@@ -63,9 +63,10 @@ class Peer:
 
     @classmethod
     def of(cls, der: bytes) -> "Peer":
-        """From a certificate that the TLS layer has verified."""
-        certificate = x509.load_der_x509_certificate(der)
-        return cls(key_hash(certificate), certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+        """From a certificate that the TLS layer has verified; ValueError where it cannot be read all the same."""
+        with foreign():
+            certificate = x509.load_der_x509_certificate(der)
+            return cls(key_hash(certificate), certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
 class Gate:

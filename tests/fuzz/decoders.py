@@ -18,7 +18,6 @@ from typing import Any
 import httpx
 import numpy as np
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from google.protobuf.message import DecodeError
 from nexus_client.agent_api import PreviewRequest
@@ -31,6 +30,7 @@ from nexus_client.record import ProtocolRecord
 from nexus_client.site import SiteSettings
 from nexus_common import address, audit, certs, wire
 from nexus_common import flower as fl
+from nexus_common.authorities import Authorities
 from nexus_common.config import parse_toml
 from nexus_common.enrolment import Authority, EnrolAnswer, EnrolRequest, Invite
 from nexus_common.errors import NexusError, Refusal
@@ -48,7 +48,7 @@ from nexus_common.secagg.messages import Advert, Adverts
 from nexus_common.secagg.server import Server
 from nexus_common.versions import StoredAdapter
 from nexus_server import admin_api
-from nexus_server.ca import _checked_key
+from nexus_server.enrolment import _checked_key
 from nexus_server.gate import Peer, _is_own_reply
 from nexus_server.settings import ServerSettingsFile
 from nexus_server.vectors import VectorFiles
@@ -231,14 +231,19 @@ def _server_party() -> Stages:
 
 def _certificate(data: bytes) -> Any:
     """A certificate that the other end shows or sends, held against the pinned CA."""
-    try:
+    with certs.foreign():
         found = x509.load_pem_x509_certificate(data)
-    except ValueError:
-        found = x509.load_der_x509_certificate(data)
     authority = x509.load_pem_x509_certificate(seeds.certificates()[2])
     certs.issuer_of(found)
     certs.check_issued_by(found, authority, certs.key_hash(authority), ExtendedKeyUsageOID.CLIENT_AUTH)
     return certs.site_and_identity(found)
+
+
+def _authorities(data: bytes) -> Any:
+    """The CA and those before it, as a server sends them to a site that pins one of them."""
+    found = Authorities.read(data)
+    found.check_vouched(certs.key_hash(x509.load_pem_x509_certificate(seeds.certificates()[2])))
+    return found
 
 
 def _request(data: bytes) -> Any:
@@ -355,7 +360,6 @@ def _invite(data: bytes) -> Any:
 
 TINY = Layout(0, 0)
 RECORD = (NexusError, TypeError)  # SQLite gives values of other types from a page that is damaged within
-CERTIFICATE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, UnsupportedAlgorithm)  # cryptography's own
 NEXUS, VALUE, PROTO = (NexusError,), (ValueError,), (Refusal, DecodeError)
 
 DECODERS: dict[str, Decoder] = {
@@ -415,14 +419,17 @@ DECODERS: dict[str, Decoder] = {
     ),
     "masked-sum": Decoder(_masked, _masked_seeds, (Refusal,), "secagg.masks.unpack_signed secagg.codec.decode"),
     "sealed-share": Decoder(_box, _boxes, (Refusal,), "secagg.shamir.from_bytes secagg.keys.unseal"),
-    "certificate": Decoder(_certificate, lambda: list(seeds.certificates()), (Refusal, *CERTIFICATE), "certs"),
+    "certificate": Decoder(_certificate, lambda: list(seeds.certificates()), (Refusal, ValueError), "certs"),
+    "authorities": Decoder(
+        _authorities, lambda: [seeds.authorities()], (Refusal, ValueError), "authorities.Authorities.read"
+    ),
     "client-certificate": Decoder(
-        lambda data: Peer.of(x509.load_pem_x509_certificate(data).public_bytes(certs.Encoding.DER)),
-        lambda: list(seeds.certificates()),
-        CERTIFICATE,
+        Peer.of,
+        lambda: [x509.load_pem_x509_certificate(one).public_bytes(certs.Encoding.DER) for one in seeds.certificates()],
+        (ValueError,),
         "gate.Peer.of",
     ),
-    "certificate-request": Decoder(_request, lambda: [seeds.enrolment().csr], (Refusal,), "ca._checked_key"),
+    "certificate-request": Decoder(_request, lambda: [seeds.enrolment().csr], (Refusal,), "enrolment._checked_key"),
     "invitation": Decoder(_invite, seeds.invitations, NEXUS, "enrolment.Invite.parse"),
     "grpc-bodies": Decoder(_bodies, seeds.bodies, (), "rpc"),
     "date-header": Decoder(

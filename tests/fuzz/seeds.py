@@ -13,6 +13,7 @@ import pyarrow as pa
 from nexus_common import certs, wire
 from nexus_common import flower as fl
 from nexus_common.audit import AuditLog
+from nexus_common.authorities import Authorities
 from nexus_common.enrolment import EnrolRequest, Invite, request_bytes
 from nexus_common.layout import Layout
 from nexus_common.plan import Plan
@@ -71,7 +72,7 @@ def messages() -> tuple[wire.Message, ...]:
         wire.Masked(b"\x01" * 300),
         wire.Deliver(hashed, 3, bytes(64)),
         wire.Received(hashed),
-        wire.Certify(certificates()[0]),
+        wire.Certify(certificates()[0], authorities()),
         wire.Certified(hashed),
         wire.Refused("not-ready"),
     )
@@ -179,6 +180,19 @@ def certificates() -> tuple[bytes, bytes, bytes]:
     site = certs.issue_site(ca_key, authority, key.public_key(), SITES[0], bytes(range(32)), now)
     server = certs.issue_server(ca_key, authority, key.public_key(), ["127.0.0.1", "server.example"], now)
     return certs.pem(site), certs.pem(server), certs.pem(authority)
+
+
+@functools.cache
+def authorities() -> bytes:
+    """PEM: the CA after two rotations, with those before it."""
+    import datetime as dt
+
+    from cryptography import x509
+
+    chain, key = Authorities((x509.load_pem_x509_certificate(certificates()[2]),)), keys()[0]
+    for fresh in (certs.new_transport_key(), certs.new_transport_key()):
+        chain, key = chain.rotated(key, fresh, dt.datetime.now(dt.UTC)), fresh
+    return chain.pem
 
 
 @functools.cache

@@ -10,6 +10,7 @@ READS = re.compile(r"_?(decode|parse|read|load|unpack|from_|split_|receiv|take_|
 ELSEWHERE = {
     "adapter.StoredModule.load": "an exported model of the site's own",
     "adapter.DendriticAdapter.load_vector": "numbers that Layout.split has checked",
+    "ca.CertificateAuthority._load": "this machine's own files",
     "certs._load": "this machine's own keys",
     "certs.load_identity": "this machine's own keys",
     "certs.load_transport_key": "this machine's own keys",
