@@ -1,15 +1,18 @@
 # Two commands on a fresh clone: `make demo` and `make test`.  Each makes the environment it needs, once.
 #
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo    where your default index offers only CUDA builds
+#   LOCKED=no make demo    the newest that pyproject.toml allows, unchecked, in place of the versions and hashes of deploy/lock
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+LOCKED ?= yes
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+HASHED := $(PIP) --require-hashes --no-deps --only-binary :all:
 TORCH := 'torch>=2.9.1,$(if $(filter aarch64,$(shell uname -m)),<2.10,<2.14)'
 
-.PHONY: demo test lint bench bench-secagg bench-flower bench-sim chaos fuzz clean
+.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale chaos fuzz lock licences audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -47,18 +50,46 @@ bench-flower: $(VENV)/.dev
 bench-sim: $(VENV)/.dev
 	$(RUN) -m tests.bench.simulation
 
-$(VENV)/.runtime: pyproject.toml
+bench-scale: $(VENV)/.dev
+	$(RUN) -m tests.bench.scale
+
+lock: $(VENV)/.runtime
+	$(RUN) deploy/lock/lock.py $(if $(UPGRADE),--upgrade)
+
+licences: $(VENV)/.runtime
+	$(RUN) deploy/lock/licences.py
+
+audit: $(VENV)/.runtime
+	$(VENV)/bin/uv audit --frozen
+
+$(VENV)/.runtime: pyproject.toml $(wildcard deploy/lock/*.txt)
 	@echo "making $(VENV): about 0.5 GB to download and 1.6 GB of disk with a CPU build of torch;"
 	@echo "where your index offers only CUDA builds of torch it is several GB more (see TORCH_INDEX in the README)"
 	@$(PYTHON) -c 'import sys; sys.exit("NEXUS needs Python 3.11 or later, this is " + sys.version.split()[0] + "; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("deploy/lock covers Python 3.11 to 3.14; set PYTHON=python3.13, or LOCKED=no" if "$(LOCKED)" == "yes" and sys.version_info >= (3, 15) else 0)'
 	@$(PYTHON) -m venv $(VENV)
+ifeq ($(LOCKED),yes)
+	@$(HASHED) -r deploy/lock/build.txt
+	@$(HASHED) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torch-cpu.txt || \
+	  { test $$(uname -m) = x86_64 && echo "no CPU build of torch there: taking PyPI's CUDA build, several GB" && \
+	    $(HASHED) -r deploy/lock/torch-cuda.txt; }
+	@$(HASHED) -r deploy/lock/server.txt -r deploy/lock/client.txt -r deploy/lock/demo.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/.locked
+else
+	@rm -f $(VENV)/.locked
 	@$(PIP) 'pip>=25.1,<27'
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@$(PIP) --editable '.[server,client]' --group demo
+endif
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
+ifeq ($(LOCKED),yes)
+	@$(HASHED) -r deploy/lock/dev.txt
+else
 	@$(PIP) --group dev
+endif
 	@touch $@
 
 clean:
