@@ -95,7 +95,7 @@ def running(federation: Federation, names: list[str]) -> Iterator[Bench]:
     path.write_bytes(plan.canonical)
     try:
         for name in names:
-            arguments = name, f"127.0.0.1:{federation.port}", str(federation.keys(name)), str(path)
+            arguments = f"127.0.0.1:{federation.port}", str(path), str(federation.keys(name))
             sites.append(subprocess.Popen([sys.executable, "-m", "tests.bench.site", *arguments]))
         until("all are connected", lambda: bench.exchange.inner.alive() == set(names))
         yield bench
