@@ -21,7 +21,7 @@ from tests.bench.rounds import enrol
 from tests.processes.harness import Federation, until
 
 CONNECTIONS, PROCESSES, IDLE_SECONDS, ROUNDS = 40, 4, 60.0, 20
-LONG, EVERY, SETTLED = 1000, 50, 200  # rounds, a sample every so many, the slope is over those after so many
+LONG, EVERY, SETTLED = 1000, 50, (200, 500)  # rounds, a sample every so many, slopes over those after so many
 console = Console(width=150)
 
 
@@ -130,12 +130,15 @@ def rounds() -> None:
         with sites(federation, plan, 1):
             found = watched(federation, plan, server, EVERY)
         seconds = time.monotonic() - began
-    memory, folder = slopes([each for each in found if each[0] > SETTLED])
     console.print(
         f"{LONG} masked rounds of {len(names)} sites in {seconds:.0f} s, resident MB every {EVERY}: "
-        f"{' '.join(f'{sample.resident / 1e6:.1f}' for _, sample, _ in found)}\n"
-        f"after the first {SETTLED}: {memory / 1e3:+.2f} kB of memory a round, {folder / 1e3:+.1f} kB of its folder"
+        f"{' '.join(f'{sample.resident / 1e6:.1f}' for _, sample, _ in found)}"
     )
+    for settled in SETTLED:
+        memory, folder = slopes([each for each in found if each[0] > settled])
+        console.print(
+            f"after the first {settled}: {memory / 1e3:+.2f} kB of memory a round, {folder / 1e3:+.1f} kB of its folder"
+        )
 
 
 def main() -> None:
