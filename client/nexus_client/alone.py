@@ -44,7 +44,8 @@ def train_alone(workspace: Workspace, recipe: Recipe, on_round: OnRound = lambda
     rng = np.random.default_rng([recipe.adapter.seed, *workspace.place.site.encode()])
     best, best_score, waiting = (0, vector), -np.inf, [(0, vector)]
     for number in range(1, recipe.rounds + 1):
-        vector = vector + local_update(layout, vector, readied.tasks, readied.states, recipe.local, rng)
+        update = local_update(layout, vector, readied.tasks, readied.states, recipe.local, rng, layer=workspace.layer)
+        vector = vector + update
         waiting.append((number, vector))
         on_round(number, recipe.rounds)
         if len(waiting) < JUDGED_AT_ONCE and number < recipe.rounds:

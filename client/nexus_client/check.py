@@ -45,6 +45,7 @@ def check_site(place: SiteHome) -> CheckReport:
     parts: tuple[Callable[[], Iterator[CheckLine]], ...] = (
         lambda: _policy(place),
         lambda: _base_model(workspace),
+        lambda: _engine(workspace),
         lambda: _data(workspace),
         lambda: _disk(workspace),
         lambda: _certificate(place),
@@ -84,6 +85,14 @@ def _base_model(workspace: Workspace) -> Iterator[CheckLine]:
         return
     packaged = "the packaged all-MiniLM-L6-v2" if name == PACKAGED_BASE else f"base_model = {name!r} in a run's file"
     yield _line("base model", "ok", f"{workspace.base_folder} ({packaged})")
+
+
+def _engine(workspace: Workspace) -> Iterator[CheckLine]:
+    try:
+        workspace.layer  # noqa: B018
+        yield _line("engine", "ok", workspace.settings.engine)
+    except NexusError as problem:
+        yield _line("engine", "fault", str(problem), "install it, or take engine out of site.toml")
 
 
 def _data(workspace: Workspace) -> Iterator[CheckLine]:

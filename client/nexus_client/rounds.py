@@ -220,7 +220,7 @@ class SiteRounds:
             rng = np.random.default_rng(self.record.draws(model))
             on_step = partial(self._on_step, plan=plan, number=number)
             tasks, states = readied.tasks, readied.states
-            return figures, local_update(layout, begins, tasks, states, plan.local, rng, on_step)
+            return figures, local_update(layout, begins, tasks, states, plan.local, rng, on_step, self.workspace.layer)
         except NotCached as fault:
             log.warning("%s", fault)
             self._readied = None

@@ -7,7 +7,7 @@ lie below ``DIR/SITE``.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from nexus_common.address import Address, Proxy
 from nexus_common.config import Settings, SiteName, read_toml, toml_string
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from nexus_client.data import DataSource
 
+Engine = Literal["native", "perforatedai"]
 ETC: Final = Path("/etc/nexus")
 VAR: Final = Path("/var/lib/nexus")
 TEMPLATE: Final = """\
@@ -29,6 +30,7 @@ salience_rows = 5000      # texts whose token states may be kept on disk (about 
 holdout_share = 0.3333    # of the groups: never trained on, half to choose by, half only to judge by
 {proxy}
 # base_model = "/path/to/a/SentenceTransformer/folder"   # default: the packaged all-MiniLM-L6-v2
+# engine = "perforatedai"   # Perforated AI's own package computes the dendrites, to the last bit the same; x86_64 only
 
 # Your text: files (JSONL, CSV, Parquet) or folders of .txt and .md, one [[data]] table each.
 # Columns: query, passage[, negative] | a, b, score | text, label.  Other names: columns = {{ query = "Frage" }}
@@ -44,6 +46,7 @@ class SiteSettings(Settings):
     salience_rows: Annotated[int, Field(ge=0)] = 5000
     holdout_share: Annotated[float, Field(ge=0, le=0.9)] = 0.3333
     base_model: str | None = None
+    engine: Engine = "native"
     proxy: Proxy | None = None
     data: tuple[DataSource, ...] = ()
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import numpy as np
 import torch
-from nexus_common.adapter import DendriticAdapter
+from nexus_common.adapter import DendriticAdapter, DendriticLayer, LayerMaker
 from nexus_common.errors import NexusError
 from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import LocalSettings
@@ -84,6 +84,7 @@ def local_update(
     settings: LocalSettings,
     rng: np.random.Generator,
     on_step: Callable[[int], None] = lambda _: None,
+    layer: LayerMaker = DendriticLayer,
 ) -> Vector:
     """Train for ``settings.steps`` steps from ``vector``; the change of it, clipped to L2 norm ``clip_norm``.
 
@@ -93,7 +94,7 @@ def local_update(
     if not tasks:
         raise NexusError("there are no training rows; `nexus-client check` says why")
     device = best_device()
-    adapter = DendriticAdapter(layout).load_vector(vector).to(device)
+    adapter = DendriticAdapter(layout, layer).load_vector(vector).to(device)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     learner = Learner(adapter, states, device, settings.dropout, generator)
     optimiser = make_optimiser(adapter, settings)

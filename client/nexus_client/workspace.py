@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from nexus_common.adapter import DendriticAdapter
+from nexus_common.adapter import DendriticAdapter, LayerMaker
 from nexus_common.base_model import base_hash
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import WIDTH, Layout, Vector
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from nexus_client.cache import Cache
 from nexus_client.data import SiteRows, read_rows
 from nexus_client.embed import CachedStates, Encoder, Progress, default_base
+from nexus_client.engines import layer_of
 from nexus_client.held_out import some
 from nexus_client.material import Ids, RankingTask, Task, size, texts_of
 from nexus_client.site import SiteHome, SiteSettings
@@ -84,6 +85,11 @@ class Workspace:
         """Names rows, hold-out and base together: what a locally trained adapter depends on."""
         parts = [self.rows.fingerprint, self.settings.holdout_share, self.base_hash, self.settings.salience_rows]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @cached_property
+    def layer(self) -> LayerMaker:
+        """The engine that trains here; NexusError where its package is not installed."""
+        return layer_of(self.settings.engine)
 
     def check_base(self, recipe: Recipe) -> None:
         """Refuse a recipe over another base model than this site's."""

@@ -9,8 +9,9 @@ sentence-transformers modules: each maps a feature dictionary to itself.
 """
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -22,8 +23,23 @@ from nexus_common.layout import WIDTH, Activation, Layout, Vector
 ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 
-class DendriticLayer(nn.Module):
-    """A linear layer 384 -> out with D >= 0 dendrites; [..., 384] -> [..., out]."""
+class Layer(nn.Module, ABC):
+    """A linear layer 384 -> out with D >= 0 dendrites; [..., 384] -> [..., out].  One class an engine."""
+
+    @abstractmethod
+    def entries(self) -> dict[str, Tensor]:
+        """The live parameters, or views of them, under the names of ``layout.py``."""
+
+
+class LayerMaker(Protocol):
+    """What makes an engine's layers."""
+
+    def __call__(self, out: int, dendrites: int, activation: Activation, *, bias: bool) -> Layer:
+        """A layer whose parameters are set afterwards."""
+
+
+class DendriticLayer(Layer):
+    """The native engine."""
 
     def __init__(self, out: int, dendrites: int, activation: Activation, *, bias: bool) -> None:
         super().__init__()
@@ -35,16 +51,25 @@ class DendriticLayer(nn.Module):
         self.links = nn.ParameterList(torch.zeros(i, out) for i in range(1, dendrites))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute y = W x + b + sum_i t_i * d_i."""
+        """Compute y = W x + b + sum_i t_i * d_i.
+
+        One step after the other in the order of the package, so that gradients are the same sums to the last bit.
+        """
         y = nn.functional.linear(x, self.weight, self.bias)
+        drives = [dendrite(x) for dendrite in self.dendrites]
         activity: list[Tensor] = []
-        for i, dendrite in enumerate(self.dendrites):
-            drive = dendrite(x)
+        for i, drive in enumerate(drives):
+            total = drive
             for j, earlier in enumerate(activity):
-                drive = drive + self.links[i - 1][j] * earlier
-            activity.append(self.activation(drive))
-            y = y + self.tops[i] * activity[i]
+                total = total + self.links[i - 1][j] * earlier
+            activity.append(self.activation(total))
+        for top, active in zip(self.tops, activity, strict=True):
+            y = y + top * active
         return y
+
+    def entries(self) -> dict[str, Tensor]:
+        """The live parameters."""
+        return dict(self.named_parameters())
 
 
 class StoredModule(nn.Module):
@@ -80,9 +105,9 @@ class StoredModule(nn.Module):
 class SaliencePooling(StoredModule):
     """Pool token states by g_t = sigmoid(v . h_t + dendrites) instead of by their mean; at birth it is the mean."""
 
-    def __init__(self, dendrites: int = 0, activation: Activation = "tanh") -> None:
+    def __init__(self, dendrites: int = 0, activation: Activation = "tanh", layer: LayerMaker = DendriticLayer) -> None:
         super().__init__(dendrites, activation)
-        self.head = DendriticLayer(1, dendrites, activation, bias=False)
+        self.head = layer(1, dendrites, activation, bias=False)
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """x = sum_t g_t h_t / |...|: states [batch, tokens, 384], mask [batch, tokens] -> [batch, 384]."""
@@ -98,11 +123,11 @@ class SaliencePooling(StoredModule):
 class DendriticProjection(StoredModule):
     """The projection after pooling: out = y / |y|."""
 
-    def __init__(self, dendrites: int = 0, activation: Activation = "tanh") -> None:
+    def __init__(self, dendrites: int = 0, activation: Activation = "tanh", layer: LayerMaker = DendriticLayer) -> None:
         super().__init__(dendrites, activation)
-        self.layer = DendriticLayer(WIDTH, dendrites, activation, bias=True)
+        self.layer = layer(WIDTH, dendrites, activation, bias=True)
         with torch.no_grad():
-            self.layer.weight.copy_(torch.eye(WIDTH))
+            self.layer.entries()["weight"].copy_(torch.eye(WIDTH))
 
     def project(self, x: Tensor) -> Tensor:
         """[batch, 384] -> [batch, 384] of length 1."""
@@ -115,13 +140,16 @@ class DendriticProjection(StoredModule):
 
 
 class DendriticAdapter(nn.Module):
-    """Salience (where the layout has it) and projection, loaded from and read out as one flat vector."""
+    """Salience (where the layout has it) and projection, loaded from and read out as one flat vector.
 
-    def __init__(self, layout: Layout) -> None:
+    ``layer`` is the engine: the vector, its layout and what is computed from it are the same under each.
+    """
+
+    def __init__(self, layout: Layout, layer: LayerMaker = DendriticLayer) -> None:
         super().__init__()
         self.layout = layout
-        self.salience = None if layout.salience is None else SaliencePooling(layout.salience, layout.activation)
-        self.projection = DendriticProjection(layout.projection, layout.activation)
+        self.salience = None if layout.salience is None else SaliencePooling(layout.salience, layout.activation, layer)
+        self.projection = DendriticProjection(layout.projection, layout.activation, layer)
 
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embed a batch: token states [batch, tokens, 384] with their mask, or pooled vectors [batch, 384]."""
@@ -131,11 +159,11 @@ class DendriticAdapter(nn.Module):
             raise ValueError("a layout with salience pools token states and needs their mask")
         return self.projection.project(self.salience.pool(states, mask))
 
-    def named_entries(self) -> dict[str, nn.Parameter]:
+    def named_entries(self) -> dict[str, Tensor]:
         """The live parameters under the names of the layout."""
-        named = {f"projection.{name}": p for name, p in self.projection.layer.named_parameters()}
+        named = {f"projection.{name}": p for name, p in self.projection.layer.entries().items()}
         if self.salience is not None:
-            named |= {f"salience.{name}": p for name, p in self.salience.head.named_parameters()}
+            named |= {f"salience.{name}": p for name, p in self.salience.head.entries().items()}
         return named
 
     @torch.no_grad()
