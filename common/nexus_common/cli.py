@@ -92,13 +92,18 @@ def run_cli(app: typer.Typer, name: str, argv: list[str] | None) -> int:
         said = f"{problem.filename or 'a file'}: {problem.strerror or problem}"
     else:
         return found if isinstance(found, int) else 0  # an exit code where typer turned one into a value
-    sys.stderr.write(f"{name}: {said}\n")
+    sys.stderr.write(f"{name}: {harmless(said)}\n")
     return 1
+
+
+def harmless(text: str) -> str:
+    """Text for a terminal: what is neither seen nor a line break is written out, for a peer may have worded it."""
+    return "".join(c if c.isprintable() or c in "\n\t\xa0" else ascii(c)[1:-1] for c in text)
 
 
 def show(context: typer.Context, data: Any, text: str) -> None:
     """Print ``data`` as JSON where asked for, else ``text``."""
-    typer.echo(json.dumps(data, indent=2) if options(context).as_json else text)
+    typer.echo(json.dumps(data, indent=2) if options(context).as_json else harmless(text))
 
 
 def options(context: typer.Context) -> Options:

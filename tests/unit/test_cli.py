@@ -14,6 +14,7 @@ from nexus_common.cli import (
     JsonOption,
     Options,
     ago,
+    harmless,
     moment,
     options,
     run_cli,
@@ -145,3 +146,9 @@ def test_a_moment_is_local_time_with_the_date(monkeypatch: pytest.MonkeyPatch) -
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_no_terminal_obeys_what_a_peer_has_worded() -> None:
+    assert harmless("Kim\x1b[2J\u202egnp.exe\r\x9b1m") == "Kim\\x1b[2J\\u202egnp.exe\\r\\x9b1m"
+    kept = "Müller, 2\xa0rows │ ok\n\tnext"
+    assert harmless(kept) == kept
