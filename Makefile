@@ -11,6 +11,8 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 HASHED := $(PIP) --require-hashes --no-deps --only-binary :all:
 TORCH := 'torch>=2.9.1,$(if $(filter aarch64,$(shell uname -m)),<2.10,<2.14)'
+PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
+comma := ,
 
 .PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale chaos fuzz lock licences audit clean
 
@@ -73,7 +75,7 @@ ifeq ($(LOCKED),yes)
 	@$(HASHED) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torch-cpu.txt || \
 	  { test $$(uname -m) = x86_64 && echo "no CPU build of torch there: taking PyPI's CUDA build, several GB" && \
 	    $(HASHED) -r deploy/lock/torch-cuda.txt; }
-	@$(HASHED) -r deploy/lock/server.txt -r deploy/lock/client.txt -r deploy/lock/demo.txt
+	@$(HASHED) -r deploy/lock/server.txt -r deploy/lock/client.txt $(PAI:%=-r deploy/lock/%.txt) -r deploy/lock/demo.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(VENV)/.locked
 else
@@ -81,6 +83,7 @@ else
 	@$(PIP) 'pip>=25.1,<27'
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@$(PIP) --editable '.[server,client]' --group demo
+	@$(if $(PAI),$(PIP) --no-deps "perforatedai==3.2.9; python_version < '3.13'" && $(PIP) 'matplotlib>=3.9$(comma)<4' 'pandas>=2.2$(comma)<4')
 endif
 	@touch $@
 

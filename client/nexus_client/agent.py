@@ -38,6 +38,7 @@ class Agent:
         self._lock = single_process(place.state / "agent.lock", f"nexus-client for {place.site}")
         remove_unfinished(place.state)
         self.workspace = Workspace(place, settings, prunes=True)
+        self.workspace.layer  # noqa: B018  an engine that is not installed is said now, not in the first round
         identity = certs.load_identity(place.keys / "identity.key")
         self.consent = Consent(place)
         record = ProtocolRecord(place.state / "protocol.sqlite")

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ PEOPLE = {
     "bank-a": ("Example Savings Bank", "C. Example, DPO"),
 }
 PURPOSE = "better search in the own patient leaflets, staff notes and handbooks"
+PERFORATED = "hospital-b" if find_spec("perforatedai") else None  # Perforated AI's own package computes there
 RUN_SECONDS = 900
 
 
@@ -136,13 +138,15 @@ class Demo:
             self.ask("nexus-client", "join", "--data", str(data), stdin=asked["line"] + "\n")
             self._edit(site)
             self.start("nexus-client", f"{site}.log", "--site", site)
-            show.step(f"{site} joined with one pasted line; its agent runs; its text: {data.relative_to(ROOT)}")
+            engine = "; it computes with Perforated AI's own package" if site == PERFORATED else ""
+            show.step(f"{site} joined with one pasted line; its agent runs; its text: {data.relative_to(ROOT)}{engine}")
 
     def _edit(self, site: str) -> None:
-        """What an administrator does in an editor: fewer threads (three sites share this machine), and the policy."""
+        """What an administrator does in an editor: fewer threads (three sites share this machine), policy, engine."""
         processors, folder = os.cpu_count() or 1, self.home / "sites" / site
         for name, old, new in (
             ("site.toml", f"cpu_threads = {processors}", f"cpu_threads = {max(1, processors // 2)}"),
+            ("site.toml", "# engine =", "engine =" if site == PERFORATED else "# engine ="),
             ("policy.toml", "accept_no_record_privacy = false", "accept_no_record_privacy = true"),
         ):
             path = folder / name

@@ -18,6 +18,7 @@ SETS = {
     "build": ("--only-group", "build"),
     "server": ("--extra", "server"),
     "client": ("--extra", "client"),
+    "pai": ("--extra", "pai"),
     "demo": ("--only-group", "demo"),
     "dev": ("--only-group", "dev"),
 }
@@ -64,6 +65,7 @@ def main() -> None:
     sets["torch-cuda"] = {"torch": torch["x86_64"][1]}
     sets["torch-cuda"] |= {name: client.pop(name) for name in list(client) if CUDA.fullmatch(name)}
     del client["torch"]
+    sets["pai"] = {name: entry for name, entry in sets["pai"].items() if name not in sets["server"]}
     for name, packages in sets.items():
         (HERE / f"{name}.txt").write_text(HEAD + "".join(packages.values()))
         print(f"deploy/lock/{name}.txt: {len(packages)} packages")
