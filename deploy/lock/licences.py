@@ -1,7 +1,7 @@
 """`make licences`: deploy/LICENCES.md, the licence of every locked package, from the packages' own metadata.
 
 Installed packages speak for themselves where they state an SPDX expression; `licences.toml` says what they leave open,
-and what is not installed for tests (PyPI's CUDA libraries, the extra `pai`).  It also says which licences may come in.
+and what is not installed for tests (PyPI's CUDA libraries).  It also says which licences may come in.
 """
 
 import re
@@ -62,7 +62,7 @@ def main() -> None:
     sets = {path.stem: entries(path.read_text()).keys() for path in sorted(HERE.glob("*.txt"))}
     rows = [
         f"| {name} | {', '.join(versions)} | {licence(name)} | "
-        f"{', '.join(each for each in sets if name in sets[each]) or 'pai, not exported'} |\n"
+        f"{', '.join(each for each in sets if name in sets[each])} |\n"
         for name, versions in sorted(packages().items())
     ]
     FILE.write_text(HEAD + "".join(rows))

@@ -113,7 +113,7 @@ def invite(
         answer.model_dump(),
         f"{answer.line}\n\nPaste it at {site}: nexus-client join   (valid until {moment(answer.expires)}, one key)\n"
         f"Firewall at {site}: outgoing TCP to {answer.enrol_address} (joining only) and {answer.address}; TLS 1.3 "
-        "passed through, not inspected; nothing incoming."
+        "passed through, not inspected; nothing incoming; under 1 MB each way a round."
         + ("\nPlans name the lost keys: `nexus-server plan new NAME --from PLAN` writes one with the new." * replace),
     )
 

@@ -1,12 +1,13 @@
 """What is installed is what was looked at: reasons, pinned versions, hashes for each machine, licences."""
 
+import ast
 import re
 import runpy
 import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -79,6 +80,27 @@ def test_every_dependency_says_why_it_is_there() -> None:
         reasons = [line.partition("#")[2].strip() for line in lines if f'"{requirement}"' in line]
         assert all(len(reason) > 3 for reason in reasons), f"{requirement} of {where} has no reason behind it"
         assert reasons, requirement
+
+
+@pytest.mark.parametrize("room", ["server", "client", "common"])
+def test_what_is_imported_is_declared(room: str) -> None:
+    """A package that only another one brings along can go with any version of that."""
+    sets = {"server": ("dependencies", "server"), "client": ("dependencies", "client", "pai")}
+    wanted = {
+        canonicalize_name(Requirement(line).name)
+        for where, line in declared()
+        if where in sets.get(room, sets["client"])
+    }
+    distributions, undeclared = packages_distributions(), set()
+    for path in (ROOT / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for root in {module.split(".")[0] for module in modules} - sys.stdlib_module_names:
+                names = {canonicalize_name(name) for name in distributions.get(root, [root])}
+                if not root.startswith("nexus_") and not names & wanted:
+                    undeclared.add(root)
+    assert not undeclared
 
 
 def test_every_dependency_is_pinned_within_its_bounds() -> None:
