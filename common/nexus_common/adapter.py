@@ -71,30 +71,59 @@ class DendriticLayer(Layer):
         """The live parameters."""
         return dict(self.named_parameters())
 
+    def grow(self, weight: Tensor, bias: Tensor | None) -> list[nn.Parameter]:
+        """Add a dendrite with these first weights, [out, 384] and [out]; the output stays what it was.
+
+        The new parameters are returned, for the optimiser.
+        """
+        born = nn.Linear(WIDTH, self.weight.shape[0], bias=bias is not None).to(self.weight)
+        with torch.no_grad():
+            born.weight.copy_(weight)
+            if bias is not None:
+                born.bias.copy_(bias)
+        if len(self.dendrites):
+            self.links.append(nn.Parameter(self.weight.new_zeros(len(self.dendrites), len(self.weight))))
+        self.tops.append(nn.Parameter(self.weight.new_zeros(len(self.weight))))
+        self.dendrites.append(born)
+        return [*born.parameters(), self.tops[-1], *list(self.links)[-1:]]
+
+    def shrink(self) -> None:
+        """Take the youngest dendrite away."""
+        self.dendrites, self.tops, self.links = self.dendrites[:-1], self.tops[:-1], self.links[:-1]
+
 
 class StoredModule(nn.Module):
     """What sentence-transformers asks of a module: to be saved, to be loaded, and to say its width.
 
-    ``dendrites`` and ``activation`` are its whole configuration.
+    Its layer's dendrites and ``activation`` are its whole configuration.
     """
 
-    def __init__(self, dendrites: int, activation: Activation) -> None:
+    def __init__(self, activation: Activation, layer: Layer) -> None:
         super().__init__()
-        self.config = {"dendrites": dendrites, "activation": activation}
+        self.activation, self.layer = activation, layer
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Write configuration and weights in the manner of sentence-transformers."""
         folder = Path(output_path)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config))
-        save_file(self.state_dict(), folder / "model.safetensors")
+        entries = {name: value.detach().contiguous() for name, value in self.layer.entries().items()}
+        dendrites = sum(name.startswith("tops.") for name in entries)
+        (folder / "config.json").write_text(json.dumps({"dendrites": dendrites, "activation": self.activation}))
+        save_file(entries, folder / "model.safetensors")
 
     @classmethod
     def load(cls, input_path: str, subfolder: str = "", **_: Any) -> Self:
         """Read what ``save`` wrote."""
         folder = Path(input_path) / subfolder
         module = cls(**json.loads((folder / "config.json").read_text()))
-        module.load_state_dict(load_file(folder / "model.safetensors"))
+        found, wanted = load_file(folder / "model.safetensors"), module.layer.entries()
+        if {name: value.shape for name, value in found.items()} != {
+            name: value.shape for name, value in wanted.items()
+        }:
+            raise ValueError(f"{folder} holds {sorted(found)}, its configuration says {sorted(wanted)}")
+        with torch.no_grad():
+            for name, value in found.items():
+                wanted[name].copy_(value)
         return module
 
     def get_sentence_embedding_dimension(self) -> int:
@@ -106,12 +135,11 @@ class SaliencePooling(StoredModule):
     """Pool token states by g_t = sigmoid(v . h_t + dendrites) instead of by their mean; at birth it is the mean."""
 
     def __init__(self, dendrites: int = 0, activation: Activation = "tanh", layer: LayerMaker = DendriticLayer) -> None:
-        super().__init__(dendrites, activation)
-        self.head = layer(1, dendrites, activation, bias=False)
+        super().__init__(activation, layer(1, dendrites, activation, bias=False))
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """x = sum_t g_t h_t / |...|: states [batch, tokens, 384], mask [batch, tokens] -> [batch, 384]."""
-        gate = torch.sigmoid(self.head(states)).squeeze(-1) * mask.to(states.dtype)  # [batch, tokens]
+        gate = torch.sigmoid(self.layer(states)).squeeze(-1) * mask.to(states.dtype)  # [batch, tokens]
         return nn.functional.normalize(torch.einsum("bt,btw->bw", gate, states), dim=-1)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,8 +152,7 @@ class DendriticProjection(StoredModule):
     """The projection after pooling: out = y / |y|."""
 
     def __init__(self, dendrites: int = 0, activation: Activation = "tanh", layer: LayerMaker = DendriticLayer) -> None:
-        super().__init__(dendrites, activation)
-        self.layer = layer(WIDTH, dendrites, activation, bias=True)
+        super().__init__(activation, layer(WIDTH, dendrites, activation, bias=True))
         with torch.no_grad():
             self.layer.entries()["weight"].copy_(torch.eye(WIDTH))
 
@@ -163,7 +190,7 @@ class DendriticAdapter(nn.Module):
         """The live parameters under the names of the layout."""
         named = {f"projection.{name}": p for name, p in self.projection.layer.entries().items()}
         if self.salience is not None:
-            named |= {f"salience.{name}": p for name, p in self.salience.head.entries().items()}
+            named |= {f"salience.{name}": p for name, p in self.salience.layer.entries().items()}
         return named
 
     @torch.no_grad()

@@ -65,7 +65,9 @@ def main() -> None:
     sets["torch-cuda"] = {"torch": torch["x86_64"][1]}
     sets["torch-cuda"] |= {name: client.pop(name) for name in list(client) if CUDA.fullmatch(name)}
     del client["torch"]
-    sets["pai"] = {name: entry for name, entry in sets["pai"].items() if name not in sets["server"]}
+    for name in ("pai", "dev"):  # they come on top of the client's
+        known = {*client, *sets["torch-cuda"]}
+        sets[name] = {package: entry for package, entry in sets[name].items() if package not in known}
     for name, packages in sets.items():
         (HERE / f"{name}.txt").write_text(HEAD + "".join(packages.values()))
         print(f"deploy/lock/{name}.txt: {len(packages)} packages")

@@ -67,7 +67,7 @@ def test_outputs_gradients_and_ten_steps_are_the_same_bits(dendrites: int, activ
 def test_gradients_of_every_parameter_and_of_the_input_are_the_same_bits(dendrites: int, out: int, bias: bool) -> None:
     place = "projection" if bias else "salience"
     adapters = both(Layout(dendrites, dendrites))
-    layers = [a.projection.layer if bias else a.salience.head for a in adapters]  # type: ignore[union-attr]
+    layers = [a.projection.layer if bias else a.salience.layer for a in adapters]  # type: ignore[union-attr]
     inputs = [torch.randn(33, WIDTH, generator=torch.Generator().manual_seed(5)).requires_grad_() for _ in layers]
     for layer, given in zip(layers, inputs, strict=True):
         layer(given).square().sum().backward()
