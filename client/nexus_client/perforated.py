@@ -10,6 +10,7 @@ import io
 import os
 import pdb
 import tempfile
+import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Final
@@ -38,7 +39,8 @@ def kept_to_itself() -> Iterator[None]:
         raise _Surprise
 
     try:
-        with contextlib.redirect_stdout(said), patch.object(pdb, "set_trace", surprised):
+        with contextlib.redirect_stdout(said), patch.object(pdb, "set_trace", surprised), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
             yield
     except (_Surprise, SystemExit) as problem:
         raise NexusError(f"perforatedai gave up: {said.getvalue().strip()[-500:]}; use engine = 'native'") from problem
