@@ -37,6 +37,7 @@ CALM_SECONDS = 120.0  # in which a run must go on once everything is mended
 AHEAD_SECONDS = 60.0  # a clock is wrong by up to so much, either way
 SMALL_BYTES = 50_000  # an update has more
 LOOK_SECONDS = 0.25
+PAUSE_SECONDS = 5.0  # between two events, at most
 
 
 class Chaos:
@@ -182,7 +183,7 @@ class Chaos:
             event = self.chance.choices(list(self._events), list(self._events.values()))[0]
             self.counts[event.__name__.replace("_", " ")] += 1
             event()
-            pause = time.monotonic() + self.chance.random() * 3
+            pause = time.monotonic() + self.chance.random() * PAUSE_SECONDS
             while time.monotonic() < pause:
                 self.look()
                 time.sleep(LOOK_SECONDS)

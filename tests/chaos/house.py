@@ -6,6 +6,7 @@ Everything here goes with the process, whatever ends it.
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ _INSIDE = "NEXUS_CHAOS_INSIDE"
 _UNSHARE = ["unshare", "--map-root-user", "--mount", "--net"]
 _PROBE = "mount -t tmpfs none /run && ip link add here type veth peer name there"
 HOST = "10.99.0.1"
-DISK_BYTES = 32 << 20
+DISK_BYTES = 512 << 20  # versions of half an hour
 
 
 def enter(module: str) -> bool:
@@ -74,9 +75,9 @@ class Disk:
 
     def fill(self) -> None:
         """Not one byte is left."""
-        with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        with self._ballast.open("wb") as file, contextlib.suppress(OSError):
+            while free := shutil.disk_usage(self._folder).free:
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free)
 
     def empty(self) -> None:
         """There is room again."""
