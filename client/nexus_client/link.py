@@ -11,6 +11,7 @@ import random
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -65,6 +66,9 @@ class FleetLink(fc.FleetHttpClient):
             timeout=httpx.Timeout(30.0, connect=5.0),
             limits=httpx.Limits(keepalive_expiry=60.0),
         )
+        # httpx's connections refer to each other: without this they would stay open until Python looks for such rings,
+        # and a site has 16.  No thread is in a call of this object any more when it goes.
+        weakref.finalize(self, self._client.close).atexit = False
 
 
 def _bytes_of(request: httpx.Request) -> int:

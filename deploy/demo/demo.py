@@ -138,8 +138,11 @@ class Demo:
             self.ask("nexus-client", "join", "--data", str(data), stdin=asked["line"] + "\n")
             self._edit(site)
             self.start("nexus-client", f"{site}.log", "--site", site)
-            engine = "; it computes with Perforated AI's own package" if site == PERFORATED else ""
-            show.step(f"{site} joined with one pasted line; its agent runs; its text: {data.relative_to(ROOT)}{engine}")
+            show.step(f"{site} joined with one pasted line; its agent runs; its text: {data.relative_to(ROOT)}")
+        if PERFORATED:
+            show.step(
+                f"{PERFORATED} computes with Perforated AI's own package, the others with ours: the same to the bit"
+            )
 
     def _edit(self, site: str) -> None:
         """What an administrator does in an editor: fewer threads (three sites share this machine), policy, engine."""

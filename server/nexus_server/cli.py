@@ -22,7 +22,7 @@ from nexus_server.words import sentence
 app = new_app(
     "The consortium's server. Without a command it runs until it is stopped.",
     "nexus-server --home ./server",
-    "init invite sites plan train stop status models audit revoke",
+    "init invite sites plan train stop status models audit revoke rotate-ca",
 )
 
 

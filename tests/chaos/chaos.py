@@ -29,6 +29,7 @@ from nexus_common.plan import Plan
 from tests.chaos import house
 from tests.chaos.network import Wire
 from tests.processes.harness import Federation, until
+from tests.processes.volume import Volume
 
 AGENT = "hospital-a"
 SIMULATED = ("bank-a", "bank-b", "bank-c", "hospital-b")
@@ -69,9 +70,9 @@ class Chaos:
         }
 
     @staticmethod
-    def _disks_of(federation: Federation) -> dict[str, house.Disk]:
+    def _disks_of(federation: Federation) -> dict[str, Volume]:
         places = {"server": federation.home / "server"} | {site: federation.keys(site).parent for site in SITES}
-        return {name: house.Disk(place) for name, place in places.items()}
+        return {name: house.disk(place) for name, place in places.items()}
 
     def _plan(self) -> Plan:
         settings = self.federation.home / "sites" / AGENT / "site.toml"
@@ -267,7 +268,7 @@ class Chaos:
         for wire in self.wires.values():
             wire.close()
         for disk in self._disks.values():
-            disk.remove()
+            house.take_away(disk)
 
 
 def main() -> None:

@@ -4,12 +4,12 @@ A dead cable is what a VPN that drops looks like: nothing is refused and nothing
 Everything here goes with the process, whatever ends it.
 """
 
-import contextlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.processes.volume import Volume
 
 _INSIDE = "NEXUS_CHAOS_INSIDE"
 _UNSHARE = ["unshare", "--map-root-user", "--mount", "--net"]
@@ -65,24 +65,13 @@ class Cable:
         _run(f"ip link set {self._ours} up")
 
 
-class Disk:
-    """A small disk under a folder."""
+def disk(folder: Path) -> Volume:
+    """A small disk under a folder that is not there yet."""
+    folder.mkdir(mode=0o700, parents=True)
+    _run(f"mount -t tmpfs -o size={DISK_BYTES},mode=0700 none {folder}")
+    return Volume(folder)
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True)
-        self._folder, self._ballast = folder, folder / "ballast"
-        _run(f"mount -t tmpfs -o size={DISK_BYTES},mode=0700 none {folder}")
 
-    def fill(self) -> None:
-        """Not one byte is left."""
-        with self._ballast.open("wb") as file, contextlib.suppress(OSError):
-            while free := shutil.disk_usage(self._folder).free:
-                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free)
-
-    def empty(self) -> None:
-        """There is room again."""
-        self._ballast.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Take it away."""
-        subprocess.run(["umount", "--lazy", str(self._folder)], check=False)
+def take_away(one: Volume) -> None:
+    """Take a disk away whose users have ended."""
+    subprocess.run(["umount", "--lazy", str(one.path)], check=False)

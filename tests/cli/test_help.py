@@ -9,7 +9,7 @@ from nexus_server.cli import main as server
 
 Main = Callable[[list[str]], int]
 COMMANDS = {
-    server: ["init", "invite", "sites", "plan", "train", "stop", "status", "models", "audit", "revoke"],
+    server: ["init", "invite", "sites", "plan", "train", "stop", "status", "models", "audit", "revoke", "rotate-ca"],
     client: [
         "join",
         "check",

@@ -1,6 +1,7 @@
 """The site's connection outlives whatever goes wrong on it."""
 
 import datetime as dt
+import gc
 import logging
 import threading
 from pathlib import Path
@@ -157,3 +158,15 @@ def test_no_connection_is_closed_under_a_thread_that_reads_from_it(link: Link, m
     assert not link._link._client.is_closed
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_connections_end_when_no_thread_uses_them_any_more(link: Link) -> None:
+    gc.disable()
+    try:
+        client, in_a_call = link._link._client, link._link.PullMessages
+        link.take_certificate()
+        assert not client.is_closed
+        del in_a_call
+        assert client.is_closed
+    finally:
+        gc.enable()
