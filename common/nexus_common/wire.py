@@ -139,6 +139,11 @@ class Certified:
 
     digest: bytes
 
+    @classmethod
+    def of(cls, pem: bytes) -> "Certified":
+        """What a site says of a certificate that it has stored."""
+        return cls(hashlib.sha256(pem).digest())
+
 
 @dataclass(frozen=True)
 class Refused:

@@ -155,12 +155,14 @@ def _problem_of(step: Callable[[], None]) -> str | None:
     try:
         step()
     except Exception as fault:  # noqa: BLE001  the port and the other steps go on
-        _report(f"the round logic met a fault; it tries again in {AFTER_FAULT_SECONDS:.0f} s", fault)
-        return str(fault) if isinstance(fault, NexusError) else f"{type(fault).__name__}; the server's log says more"
+        return _report(f"the round logic met a fault; it tries again in {AFTER_FAULT_SECONDS:.0f} s", fault)
     return None
 
 
-def _report(what: str, fault: Exception) -> None:
-    """One line for what a person can mend, and where it arose for all else."""
-    known = isinstance(fault, NexusError)
-    log.error("%s: %s", what, fault if known else type(fault).__name__, exc_info=None if known else fault)
+def _report(what: str, fault: Exception) -> str:
+    """Log one line for what a person can mend, and where it arose for all else; the fault in words, for ``status``."""
+    if isinstance(fault, NexusError):
+        log.error("%s: %s", what, fault)
+        return str(fault)
+    log.error("%s: %s", what, type(fault).__name__, exc_info=fault)
+    return f"{type(fault).__name__}; the server's log says more"

@@ -104,9 +104,8 @@ class Database:
                 found = self._db.execute(query, values)
                 names = [column[0] for column in found.description]
                 return [dict(zip(names, row, strict=True)) for row in found]
-            except (
-                sqlite3.OperationalError
-            ) as problem:  # reading takes a little space too, for the first of all readers
+            except sqlite3.OperationalError as problem:
+                # Reading takes a little space too, for the first of all readers.
                 told = _told(problem, self.folder)
                 raise NexusError(f"{self.folder}/registry.sqlite cannot be read: {told}") from None
 

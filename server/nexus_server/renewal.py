@@ -4,7 +4,6 @@ So it does at once where the CA's key was replaced; when no certificate of the o
 """
 
 import datetime as dt
-import hashlib
 import logging
 from dataclasses import replace
 from typing import Final, cast
@@ -47,7 +46,7 @@ class Renewal:
             return
         asked = {name: wire.Certify(row.certificate, self.authority.authorities.pem) for name, row in rows.items()}
         for name, answer in self.exchange.ask(asked, SMALL_TRIP_SECONDS).items():
-            if answer != wire.Certified(hashlib.sha256(rows[name].certificate).digest()):
+            if answer != wire.Certified.of(rows[name].certificate):
                 self._pauses.begin(name)
                 log.warning("the certificate of %s is not renewed: %s", name, problem_of(answer) or "another answer")
                 continue
