@@ -96,8 +96,12 @@ class LocalGrid(fs.Grid):
             self.state.acknowledge_task_heartbeat(self.task_id)
 
     def add_site(self, site: str, public_pem: bytes) -> None:
-        """Register an enrolled site; node ids are random and new at every start."""
-        node = self.state.create_node(fl.NOOP_FLWR_AID, site, public_pem, 0)
+        """Register an enrolled site; node ids are random and new at every start.
+
+        Flower takes a key once and for ever: where a site was expelled and comes back with its key, its node does too.
+        """
+        node = self.state.get_node_id_by_public_key(public_pem)
+        node = node or self.state.create_node(fl.NOOP_FLWR_AID, site, public_pem, 0)
         self.node_of[site], self.site_of[node], self._keys[site] = node, site, public_pem
 
     def sites(self) -> dict[str, bytes]:

@@ -71,6 +71,17 @@ def test_delivery_is_once_and_visible_on_the_instruction() -> None:
     grid.close()
 
 
+def test_a_site_that_was_expelled_may_come_back_with_the_same_key() -> None:
+    grid = LocalGrid()
+    for _ in range(2):
+        grid.add_site("hospital-a", b"key")
+        assert grid.state.activate_node(grid.node_of["hospital-a"], 10)
+        assert grid.sites() == {"hospital-a": b"key"}
+        grid.expel("hospital-a")
+    assert not grid.sites()
+    grid.close()
+
+
 def test_a_parcel_survives_flowers_records() -> None:
     message = fl.instruction(Parcel("train", {"run": b"r" * 32, "round": 7}, b"\x00\x01" * 1000), 5, 60)
     assert fl.parcel_of(message) == Parcel("train", {"run": b"r" * 32, "round": 7}, b"\x00\x01" * 1000)

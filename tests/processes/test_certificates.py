@@ -164,7 +164,7 @@ def test_a_clock_that_is_minutes_off_costs_no_round(federation: Federation, name
     assert "HTTP 401" in federation.own_log(AGENT), "the first try was signed by the wrong clock"
 
 
-def test_a_revoked_site_is_out_at_once_in_the_middle_of_a_round(federation: Federation) -> None:
+def test_a_revoked_site_is_out_at_once_in_the_middle_of_a_round_and_may_be_invited_again(federation: Federation) -> None:
     asked: list[float] = []
 
     class Slow(SimSite):
@@ -191,3 +191,8 @@ def test_a_revoked_site_is_out_at_once_in_the_middle_of_a_round(federation: Fede
     again = federation.call("nexus-server", "revoke", "bank-b")
     assert again.returncode == 1
     assert "not enrolled" in again.stderr
+    federation.ask("nexus-client", "join", federation.ask("nexus-server", "invite", "bank-b")["line"])
+    until("it is back, with the keys that it had", lambda: federation.links["bank-b"].state == "connected")
+    done = federation.server_status()["round"]
+    until("the run goes on", lambda: federation.server_status()["round"] > done)
+    assert "met a fault" not in federation.log("server")
