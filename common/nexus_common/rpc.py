@@ -28,6 +28,7 @@ _LIMITS: Final = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc
 _STRANGERS: Final = [  # on a port that anybody may call: nobody holds a thread for long, or much memory
     ("grpc.max_receive_message_length", MAX_STRANGERS_BYTES),
     ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_connection_age_ms", 15_000),
     ("grpc.max_connection_age_grace_ms", 5_000),
     ("grpc.max_concurrent_streams", 2),

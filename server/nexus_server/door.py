@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,7 +30,32 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS: Final = 400
 MAX_CONNECTIONS_OF_A_SITE: Final = 16  # an agent has two; those of a dead network stay for a minute or so
 HANDSHAKE_SECONDS: Final = 5.0
+MAX_HANDSHAKES: Final = 500  # at once; each takes some 70 kB, and nobody has shown who it is by then
+BACKLOG: Final = 256  # connections that asyncio takes up in one go
 READ_BYTES: Final = 32 << 10  # every connection's buffer, before its handshake too; asyncio takes 256 kB
+
+
+class Listener(socket.socket):
+    """A TCP socket whose connections may be in their handshake as long as not too many newer ones have begun theirs.
+
+    Without a bound strangers could have this process hold as many as it may have descriptors.
+    """
+
+    begun: ClassVar[dict[int, socket.socket]] = {}  # by descriptor, the oldest first; some may have ended
+
+    def __init__(self, family: socket.AddressFamily) -> None:
+        # asyncio turns Nagle's delay, 40 ms for a small answer, off only where a socket says that it is TCP's
+        super().__init__(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """A connection; the oldest that is still in its handshake makes room for it."""
+        made, address = super().accept()
+        self.begun.pop(made.fileno(), None)
+        self.begun[made.fileno()] = made
+        if len(self.begun) > MAX_HANDSHAKES:
+            with suppress(OSError):  # it has ended
+                self.begun.pop(next(iter(self.begun))).shutdown(socket.SHUT_RDWR)
+        return made, address
 
 
 class SiteConnection(H11Protocol):
@@ -47,6 +72,7 @@ class SiteConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Remember the certificate of this connection; one too many of the same key is closed at once."""
         super().connection_made(transport)
+        Listener.begun.pop(transport.get_extra_info("socket").fileno(), None)
         tls = transport.get_extra_info("ssl_object")
         shown = tls.getpeercert(binary_form=True) if tls else None
         self.peer = Peer.of(shown) if shown else None
@@ -108,9 +134,7 @@ def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None]) ->
 
 def open_door(app: Gate, host: str, port: int, context: ssl.SSLContext) -> uvicorn.Server:
     """Listen in a thread of its own; NexusError where the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's delay off only where a socket says that it is TCP's; with it a small answer takes 40 ms more
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = Listener(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -135,6 +159,7 @@ def open_door(app: Gate, host: str, port: int, context: ssl.SSLContext) -> uvico
             access_log=False,
             log_config=None,
             timeout_keep_alive=75,
+            backlog=BACKLOG,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,
             ssl_context_factory=lambda *_: context,

@@ -164,7 +164,7 @@ def test_a_clock_that_is_minutes_off_costs_no_round(federation: Federation, name
     assert "HTTP 401" in federation.own_log(AGENT), "the first try was signed by the wrong clock"
 
 
-def test_a_revoked_site_is_out_at_once_in_the_middle_of_a_round_and_may_be_invited_again(federation: Federation) -> None:
+def test_a_revoked_site_is_out_at_once_in_the_middle_of_a_round_and_may_come_again(federation: Federation) -> None:
     asked: list[float] = []
 
     class Slow(SimSite):

@@ -66,6 +66,8 @@ def test_junk_bombs_and_crowds_leave_the_server_small_and_the_port_open(federati
                     tls = open_ones.enter_context(context.wrap_socket(plain, server_hostname="x"))
                     tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" * 1000 + os.urandom(3000))
         federation.join("bank-a", write_rows(tmp_path / "rows.jsonl", 20, "box"))
+        plain.settimeout(10)
+        assert plain.recv(1) == b"", "nobody is silent for long"
         grown = process.memory_info().rss - before
     print(f"server: {before / 1e6:.0f} MB before, {grown / 1e6:+.0f} MB with 300 connections")
     assert grown < MEGABYTES

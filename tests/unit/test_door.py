@@ -1,9 +1,14 @@
-"""The door's sockets, with a real connection over TLS to it in this process."""
+"""The door's sockets, with real connections to it in this process."""
 
+import contextlib
 import socket
+import ssl
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from nexus_client.tls import tls_context
+from nexus_server import door
 from nexus_server.ca import CertificateAuthority, CertificateFiles
 from nexus_server.door import SiteConnection, open_door
 from nexus_server.gate import Gate
@@ -11,22 +16,53 @@ from nexus_server.tls import DoorTls
 
 from tests.unit.test_rotation import HOSTS, site
 
+MAX_HANDSHAKES = 8
 
-def test_no_small_answer_waits_for_nagles_delay(tmp_path: Path) -> None:
+
+@pytest.fixture
+def knock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], socket.socket]]:
+    """A plain connection to a door that knows no site, and lets few be in their handshake at once."""
+    monkeypatch.setattr(door, "MAX_HANDSHAKES", MAX_HANDSHAKES)
     authority = CertificateAuthority.create(CertificateFiles(tmp_path / "server"), "demo")
     authority.ensure_server_certificate(HOSTS)
-    keys = site(authority, tmp_path / "site")
+    site(authority, tmp_path / "site")
     server = open_door(Gate(None, lambda _: None), HOSTS[0], 0, DoorTls(authority.files).context)
-    try:
-        address = server.servers[0].sockets[0].getsockname()
-        with (
-            socket.create_connection(address, 10) as plain,
-            tls_context(keys).wrap_socket(plain, server_hostname=HOSTS[0]) as tls,
-        ):
-            tls.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert tls.recv(100).startswith(b"HTTP/1.1 404")
-            (accepted,) = SiteConnection.living
-            option = accepted.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert option == 1, "60 ms more for each message of a round"
-    finally:
-        server.should_exit = True
+    address = server.servers[0].sockets[0].getsockname()
+    with contextlib.ExitStack() as opened:
+        yield lambda: opened.enter_context(socket.create_connection(address, 10))
+    server.should_exit = True
+
+
+def entered(plain: socket.socket, folder: Path) -> ssl.SSLSocket:
+    """With the handshake done."""
+    return tls_context(folder / "site").wrap_socket(plain, server_hostname=HOSTS[0])
+
+
+def is_answered(tls: ssl.SSLSocket) -> bool:
+    tls.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    return tls.recv(1000).startswith(b"HTTP/1.1 404")
+
+
+def test_no_small_answer_waits_for_nagles_delay(knock: Callable[[], socket.socket], tmp_path: Path) -> None:
+    with entered(knock(), tmp_path) as tls:
+        assert is_answered(tls)
+        (accepted,) = SiteConnection.living
+        option = accepted.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert option == 1, "60 ms more for each message of a round"
+
+
+def test_strangers_in_their_handshake_make_room_for_others_and_not_those_who_are_in(
+    knock: Callable[[], socket.socket], tmp_path: Path
+) -> None:
+    with entered(knock(), tmp_path) as early:
+        strangers = [knock() for _ in range(3 * MAX_HANDSHAKES)]
+        with entered(knock(), tmp_path) as late:
+            assert is_answered(late)
+        for one in strangers[: -MAX_HANDSHAKES + 1]:
+            one.settimeout(door.HANDSHAKE_SECONDS / 2)
+            assert one.recv(1) == b"", "closed, and long before its time is up"
+        for one in strangers[-MAX_HANDSHAKES + 1 :]:
+            one.settimeout(0.01)
+            with pytest.raises(TimeoutError):
+                one.recv(1)
+        assert is_answered(early)
