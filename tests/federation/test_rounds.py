@@ -114,6 +114,18 @@ def test_a_site_that_misses_its_deadline_does_not_hold_up_the_next_rounds_too(tm
     assert set(federation.registry.versions("sim")[-1].cohort) == set(NAMES)
 
 
+def test_rounds_that_come_to_nothing_end_no_run_however_many_there_are(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES))
+    federation.grid.slow = set(NAMES)
+    for _ in range(30):
+        federation.turns(1)
+        federation.conductor.gathering.pauses.forget_all()
+    assert (federation.state, federation.round, federation.registry.failed_rounds("sim")) == (RUNNING, 0, 30)
+    federation.grid.slow = set()
+    federation.turns(1)
+    assert federation.round == 1
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_a_version_that_is_not_finite_is_not_made(tmp_path: Path) -> None:
     federation = Federation(tmp_path, plan_of(NAMES, server={"step": 1e308}))
