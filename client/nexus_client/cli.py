@@ -41,7 +41,7 @@ def agent(
         return
     place = place_of(context)
     logs.begin(f"%(asctime)s {place.site} %(levelname)s %(message)s")
-    for chatty in ("httpx", "sentence_transformers"):
+    for chatty in ("httpx", "matplotlib", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     from nexus_client.agent import Agent  # noqa: PLC0415  torch and Flower only where they are used
 
@@ -70,15 +70,14 @@ def join(
             split_proxy(proxy)
         except ValueError as problem:
             raise typer.BadParameter(str(problem)) from None
-    place, written = enrol(given.home, line, given.site, data or [], proxy)
-    call = f"nexus-client{f' --home {given.home}' if given.home else ''} --site {place.site}"
+    place, notes = enrol(given.home, line, given.site, data or [], proxy)
+    call = _call(given, place.site)
     show(
         context,
         {"site": place.site, "settings": str(place.settings_file), "state": str(place.state)},
         f"{place.site} is enrolled; its keys were made here and stay in {place.keys}\n"
-        + ("" if written else f"{place.settings_file} was there and is kept; look at address and data in it\n")
+        + "".join(f"{note}\n" for note in notes)
         + f"what this site allows stands in {place.policy_file}: read it\n"
-        + ("" if data else f"name your text in {place.settings_file}\n")
         + f"next:\n  {call} check\n  {call} preview\n  {call}            (the agent)",
     )
 
@@ -151,7 +150,7 @@ def status(context: typer.Context) -> None:
         return found.status(place)
 
     report = _ask(place, "status", rpc.Nothing(), api.StatusReport, here)
-    show(context, report.model_dump(), _status_text(report))
+    show(context, report.model_dump(), _status_text(report, _call(options(context), place.site)))
 
 
 cli_consent.add_plan_commands(app)
@@ -194,11 +193,17 @@ cli_train.add_train_commands(app)
 cli_consent.add_site_commands(app)
 
 
-def _status_text(report: api.StatusReport) -> str:
-    agent = "running" if report.running else "not running: start it with `nexus-client --site " + report.site + "`"
-    lines = [f"{report.site}: agent {agent}"]
+def _call(given: Options, site: str) -> str:
+    """How this program is called for a site, as it was this time."""
+    return f"nexus-client{f' --home {given.home}' if given.home else ''} --site {site}"
+
+
+def _status_text(report: api.StatusReport, call: str) -> str:
+    lines = [f"{report.site}: agent {'running' if report.running else f'not running: start it with `{call}`'}"]
     if report.running:
-        lines.append(f"server {report.server}: {report.connection}, last contact {ago(report.last_contact)}")
+        met = report.connection in ("connected", "connecting")
+        now = report.connection if met else f"it is tried again by itself, and meanwhile:\n  {report.connection}"
+        lines.append(f"server {report.server}: last contact {ago(report.last_contact)}; {now}")
         work = f" {report.done} of {report.total}" if report.total else ""
         lines.append(f"doing: {report.phase}{work}")
     if report.run is None:
@@ -209,11 +214,11 @@ def _status_text(report: api.StatusReport) -> str:
         )
     lines.append(f"plan: {report.approved} is approved" if report.approved else "plan: none is approved")
     if report.participation in ("paused", "left"):
-        lines.append(f"this site has {report.participation}: `nexus-client resume` ends that")
+        lines.append(f"this site has {report.participation}: `{call} resume` ends that")
     if report.certificate_days_left is not None:
         lines.append(f"certificate: {report.certificate_days_left} days left")
     for name in report.proposed:
-        lines.append(f"waits for you: plan {name} is proposed: nexus-client plan show {name}, then plan approve {name}")
+        lines.append(f"waits for you: plan {name} is proposed: {call} plan show {name}, then plan approve {name}")
     if report.problem:
         lines.append(f"waits for you: {report.problem}")
     return "\n".join(lines)

@@ -147,10 +147,8 @@ def read_rows(sources: Sequence[DataSource], folder: Path, tokenizer: Path) -> S
 def _read(source: DataSource, folder: Path, tokenizer: Path) -> _Part:
     path = folder / Path(source.path).expanduser()
     if not path.exists():
-        raise NexusError(
-            f"{source.path} does not exist (looked for {path}); correct path in [[data]] of "
-            "site.toml, or take the table out"
-        )
+        looked = "" if str(path) == source.path else f" (looked for {path})"
+        raise NexusError(f"{source.path} does not exist{looked}; correct path in [[data]] of site.toml, or take it out")
     if path.is_fifo() or path.is_char_device() or path.is_block_device():
         raise NexusError(f"{source.path} is a pipe or a device, and reading it might never end")
     suffix = path.suffix.lower()

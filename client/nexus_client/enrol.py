@@ -28,8 +28,8 @@ from nexus_client.tls import CONNECT_SECONDS, shown_certificate
 
 def join(
     home: Path | None, line: str, expected_site: str | None, data: list[Path], proxy: str | None = None
-) -> tuple[SiteHome, bool]:
-    """Enrol this machine; keys that exist already are kept and used again.  Also: whether ``site.toml`` was written."""
+) -> tuple[SiteHome, list[str]]:
+    """Enrol this machine; keys that exist already are kept and used again.  Also: what a person should know of it."""
     invite = Invite.parse(line)
     if expected_site not in (None, invite.site):
         raise NexusError(f"the invitation is for {invite.site}, not for {expected_site}")
@@ -52,11 +52,41 @@ def join(
         checked(answer.certificate.encode(), authority, place)
     except ValueError as problem:
         raise NexusError(f"the server's answer cannot be used ({problem}); nothing was changed but the keys") from None
+    notes = _repinned(place, authority)
     write_durably(place.keys / "ca.crt", certs.pem(authority))
     write_durably(place.keys / "site.crt", answer.certificate.encode())
     write_policy(place.policy_file, place.site)
     log.append("joined", recipient=invite.address, consortium=invite.ca_hash.hex())
-    return place, place.write_settings(answer.server, data, proxy)
+    if not place.write_settings(answer.server, data, proxy):
+        notes.append(_kept(place, answer.server, data))
+    elif not data:
+        notes.append(f"name your text in {place.settings_file}")
+    return place, notes
+
+
+def _repinned(place: SiteHome, authority: x509.Certificate) -> list[str]:
+    """That this site was enrolled under another key of a CA, whose server it will not know any more."""
+    try:
+        before = certs.key_hash(x509.load_pem_x509_certificate((place.keys / "ca.crt").read_bytes())).hex()
+    except (OSError, ValueError):
+        return []
+    if before == (now := certs.key_hash(authority).hex()):
+        return []
+    return [
+        f"the consortium's key was {before[:16]}… here and is {now[:16]}… now: a server of the one before is refused"
+    ]
+
+
+def _kept(place: SiteHome, server: str, data: list[Path]) -> str:
+    """What may have to be changed in a ``site.toml`` that was there."""
+    kept = f"{place.settings_file} was there and is kept"
+    try:
+        there = place.settings().server
+    except NexusError as problem:
+        return f"{kept}, but cannot be used: {problem}"
+    change = [] if there == server else [f'server = "{server}" in place of "{there}"']
+    change += [f"a [[data]] table for {path}" for path in data]
+    return f"{kept}; put into it: {', '.join(change)}" if change else kept
 
 
 def _request(invite: Invite, place: SiteHome, proxy: str | None) -> tuple[EnrolAnswer, x509.Certificate]:
@@ -83,7 +113,7 @@ def _shown_certificate(address: str, proxy: str | None) -> x509.Certificate:
     """The certificate that the enrolment listener shows."""
     try:
         shown = shown_certificate(address, proxy, ("h2",))
-    except OSError as problem:
+    except (OSError, ValueError) as problem:
         way = f" through {proxy}" if proxy else ""
         raise NexusError(
             f"no enrolment listener answers at {address}{way} ({problem}); it is open only while the invitation is: "

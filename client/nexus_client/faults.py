@@ -10,7 +10,7 @@ MOST_CHARACTERS: Final = 300
 _STATUS: Final = {
     401: "refuses this site's signed time (HTTP 401): the clocks differ, and the server's is used now, or it has "
     "restarted",
-    404: "does not know this site's certificate, or it has expired (HTTP 404); `nexus-client check` shows its dates",
+    404: "does not know this site's certificate, or it has expired (HTTP 404); `nexus-client check` says which",
 }
 
 
@@ -25,7 +25,8 @@ def in_words(problem: Exception, address: str, issuer: str | None = None) -> str
     if issuer is not None:
         return (
             f"the certificate at {address} came from {issuer!r}, not from the consortium: this network inspects TLS, "
-            f"or another server answers there; have {address} exempted from TLS inspection"
+            f"or another server answers there; have {address} exempted from TLS inspection (`nexus-client check` says "
+            "what to do where the consortium's key was replaced)"
         )
     if "not yet valid" in text or "has expired" in text:
         return (
@@ -37,4 +38,6 @@ def in_words(problem: Exception, address: str, issuer: str | None = None) -> str
             f"the certificate at {address} is not from this consortium, or does not name that host ({text}); "
             "`nexus-client check` says whose it is"
         )
-    return f"no connection to {address} ({type(problem).__name__}: {text})"
+    if "disconnected without sending" in text:  # TLS 1.3 has the server look at a certificate when all else is done
+        text += " It stops, or it does not accept this site's certificate"
+    return f"no connection to {address} ({type(problem).__name__}: {text}); `nexus-client check` looks for the cause"

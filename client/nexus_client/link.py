@@ -5,7 +5,6 @@ itself after any outage, with growing pauses.  No exception text and no node sta
 """
 
 import contextlib
-import http.client
 import logging
 import random
 import ssl
@@ -107,7 +106,7 @@ class Link:
         threading.Thread(target=self._heartbeats, name="heartbeat", daemon=True).start()
 
     def take_certificate(self) -> None:
-        """Show the certificate that is on disk now from the next connection on; OSError where it cannot be used.
+        """Show the certificate that is on disk now from the next connection on; NexusError where it cannot be used.
 
         What is in work ends on the old connection, which is closed when nobody uses it any more.
         """
@@ -142,7 +141,7 @@ class Link:
     def _foreign_issuer(self, problem: Exception) -> str | None:
         """Who inspects the connection, where that is why TLS failed; None where it is not, or cannot be told."""
         if "[SSL: " in str(problem):
-            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            with contextlib.suppress(OSError, ValueError):
                 return foreign_issuer(problem, self.address, self._proxy, self._keys)
         return None
 

@@ -1,6 +1,7 @@
 """What a site knows of itself without loading torch: version in use and certificate."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -16,12 +17,9 @@ from nexus_client.site import SiteHome
 def status(place: SiteHome) -> StatusReport:
     """The part of ``status`` that is on disk."""
     settings, version = place.settings(), StoredAdapter.read(place.federated_file)
-    days = None
-    if (path := place.keys / "site.crt").exists():
-        expires = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
-        days = int((expires - time.time()) // 86_400)
+    days, unreadable = _days_left(place.keys / "site.crt")
     standing = _standing(Consent(place))
-    standing.setdefault("problem", shortage(place.state))
+    standing.setdefault("problem", unreadable or shortage(place.state))
     return StatusReport(
         site=place.site,
         server=settings.server,
@@ -32,6 +30,17 @@ def status(place: SiteHome) -> StatusReport:
         version_at=place.federated_file.stat().st_mtime if version else None,
         **standing,
     )
+
+
+def _days_left(path: Path) -> tuple[int | None, str | None]:
+    """Of a certificate, where there is one; or that it cannot be read."""
+    try:
+        expires = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
+    except FileNotFoundError:
+        return None, None
+    except ValueError:
+        return None, f"{path} cannot be read; `nexus-client check` says what to do"
+    return int((expires - time.time()) // 86_400), None
 
 
 def _standing(consent: Consent) -> dict[str, Any]:

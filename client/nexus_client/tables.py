@@ -7,6 +7,7 @@ is shown.
 
 import codecs
 import csv
+import difflib
 import io
 import json
 import re
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nexus_common.config import nearest
 from nexus_common.errors import NexusError
 
 from nexus_client.rows import RowProblem, undecodable
@@ -97,9 +97,11 @@ def shown_columns(columns: Collection[str]) -> str:
 
 def nearest_column(wanted: Iterable[str], columns: Collection[str]) -> str:
     """A hint where one of the file's columns is nearly one that is wanted, then ";"."""
-    known = {column.casefold() for column in columns if PLAIN_NAME.fullmatch(column)}
-    hints = ((name, nearest(name.casefold(), known)) for name in wanted if len(name) > 1)
-    return next((hint.replace("; did you", f"; for {name!r} did you") for name, hint in hints if hint), ";")
+    known = {column.casefold(): column for column in columns if PLAIN_NAME.fullmatch(column)}
+    for name in wanted:
+        if len(name) > 1 and (near := difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.5)):
+            return f"; for {name!r} did you mean {known[near[0]]!r}?"
+    return ";"
 
 
 def _jsonl(text: str, name: str) -> Table:

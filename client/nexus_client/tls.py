@@ -10,18 +10,24 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from nexus_common import certs
 from nexus_common.address import split_address, split_proxy
-from nexus_common.errors import Refusal
+from nexus_common.errors import NexusError, Refusal
 
 CONNECT_SECONDS: Final = 10.0
 OTHER_HOST_OR_TIME: Final = (9, 10, 62, 64)  # X509_V_ERR_...: what OpenSSL finds once the issuer is known
 
 
 def tls_context(keys: Path) -> ssl.SSLContext:
-    """The context of every connection to the main port; OSError where keys or certificates cannot be used."""
+    """The context of every connection to the main port; NexusError where keys or certificates cannot be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(keys / "ca.crt")
-    context.load_cert_chain(keys / "site.crt", keys / "transport.key")
+    try:
+        context.load_verify_locations(keys / "ca.crt")
+        context.load_cert_chain(keys / "site.crt", keys / "transport.key")
+    except OSError as problem:
+        raise NexusError(
+            f"ca.crt, site.crt and transport.key in {keys} cannot be used ({problem.strerror or problem}); restore all "
+            "three from one backup, or join again with a line of `nexus-server invite SITE --renew`"
+        ) from None
     return context
 
 
@@ -31,7 +37,10 @@ def dial(address: str, proxy: str | None, seconds: float) -> socket.socket:
         return socket.create_connection(split_address(address), seconds)
     tunnel = http.client.HTTPConnection(*split_proxy(proxy), timeout=seconds)
     tunnel.set_tunnel(*split_address(address))
-    tunnel.connect()
+    try:
+        tunnel.connect()
+    except http.client.HTTPException as problem:
+        raise OSError(f"what answers there is no proxy ({type(problem).__name__})") from None
     return tunnel.sock
 
 

@@ -12,9 +12,17 @@ def split_address(text: str) -> tuple[str, int]:
     """``127.0.0.1:8443`` or ``[::1]:8443`` -> host, port; ValueError with the cause."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise ValueError(f"{text!r} is not HOST:PORT with a port from 1 to 65535")
+    if not colon or not _can_be_dialled(host) or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise ValueError(f"{text!r} is not HOST:PORT with a port from 1 to 65535 and a name as DNS has it (xn--...)")
     return host, int(port)
+
+
+def _can_be_dialled(host: str) -> bool:
+    """Whether certificates can hold a name, and Python's own sockets look it up."""
+    try:
+        return host.isascii() and bool(host.encode("idna"))
+    except UnicodeError:  # a part that is empty, or longer than 63
+        return False
 
 
 def _valid(text: str) -> str:

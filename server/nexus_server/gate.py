@@ -85,7 +85,8 @@ class Gate:
         # Where both are named chunks count and not the length: such a body could go on for ever.
         small = b"transfer-encoding" not in headers and len(length) < 10 and length.isdigit() and int(length) <= most
         if known is None or not wanted or not small:
-            log.info("refused a request: site %s, path %r, %r bytes", known and known.site, scope["path"][:60], length)
+            who = f"of {known.site}" if known else "with a certificate that is not enrolled, or not valid now"
+            log.info("refused a request %s: path %r, length %r", who, scope["path"][:60], length[:10].decode("latin-1"))
             await Response(status_code=404)(scope, receive, send)
             return
         scope["state"]["site"] = known

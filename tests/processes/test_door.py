@@ -11,8 +11,10 @@ import httpx
 import psutil
 import pytest
 from cryptography import x509
+from nexus_client.check_server import check_server
 from nexus_client.clock import ServerClock
 from nexus_client.link import FleetLink
+from nexus_client.site import SiteHome
 from nexus_client.tls import tls_context
 from nexus_common import certs
 from nexus_common import flower as fl
@@ -108,6 +110,27 @@ def test_a_wrong_certificate_ends_in_the_handshake(
     context = issued(federation, tmp_path, ca=ca, key=key, days_ago=days_ago)
     with client(federation, context) as http, pytest.raises(httpx.TransportError):
         http.post("/v1/fleet/pull-messages", content=b"")
+
+
+@pytest.mark.parametrize(
+    ("ca", "key", "state", "found"),
+    [
+        ("consortium's", "enrolled", "ok", "answers over TLS 1.3"),
+        ("own", "enrolled", "fault", "ends the connection once it has seen this site's certificate"),
+        ("consortium's", "new", "fault", "knows no site with this certificate"),
+    ],
+    ids=["in order", "other CA", "not enrolled"],
+)
+def test_a_sites_check_says_whether_the_door_knows_it(
+    federation: Federation, tmp_path: Path, ca: str, key: str, state: str, found: str
+) -> None:
+    place = SiteHome("hospital-a", tmp_path, tmp_path)
+    place.keys.mkdir()
+    issued(federation, place.keys, ca=ca, key=key)
+    (line, *_) = check_server(place, SiteHome.of(federation.home / "sites", "hospital-a").settings())
+    assert line.state == state
+    assert found in line.found
+    assert "Traceback" not in federation.log("server")
 
 
 def test_a_certificate_of_the_consortium_with_a_key_that_is_not_enrolled_finds_nothing(

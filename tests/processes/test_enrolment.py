@@ -1,5 +1,6 @@
 """Joining in real processes: one pasted line, and everything that can be wrong with it."""
 
+import datetime as dt
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from nexus_common import certs
 from nexus_common.certs import site_and_identity
 from nexus_common.enrolment import Invite
 
@@ -60,6 +62,26 @@ def test_the_same_machine_may_paste_the_line_again_and_another_key_may_not(feder
     assert "invite-used" in again.stderr
     assert "Kim, ext. 12" in again.stderr
     assert certificate.read_bytes() == first
+
+
+def test_a_machine_that_was_enrolled_elsewhere_is_told_what_changes_and_what_to_change(
+    federation: Federation, data: Path
+) -> None:
+    folder, server = federation.home / "sites" / "bank-k", f'server = "127.0.0.1:{federation.port}"'
+    line = federation.ask("nexus-server", "invite", "bank-k")["line"]
+    assert f"name your text in {folder / 'site.toml'}" in federation.call("nexus-client", "join", line).stdout
+    key = certs.new_transport_key()
+    elsewhere = certs.make_authority(key, "elsewhere", dt.datetime.now(dt.UTC))
+    (folder / "state" / "keys" / "ca.crt").write_bytes(certs.pem(elsewhere))
+    settings = (folder / "site.toml").read_text()
+    (folder / "site.toml").write_text(settings.replace(server, 'server = "elsewhere:8443"'))
+    told = federation.call("nexus-client", "join", line, "--data", str(data)).stdout
+    assert f"the consortium's key was {certs.key_hash(elsewhere).hex()[:16]}… here" in told
+    assert f'put into it: {server} in place of "elsewhere:8443", a [[data]] table for {data}' in told
+    (folder / "site.toml").write_text("site = ")
+    told = federation.call("nexus-client", "join", line)
+    assert told.returncode == 0
+    assert "was there and is kept, but cannot be used: " in told.stdout
 
 
 def test_an_expired_invitation_says_when_and_whom_to_ask_and_keeps_the_keys(federation: Federation) -> None:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 PORTS = st.integers(1, 65_535)
 
 
-@given(st.ip_addresses(v=4).map(str) | st.from_regex(r"[a-z0-9.-]+", fullmatch=True), PORTS)
+@given(st.ip_addresses(v=4).map(str) | st.from_regex(r"[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63}){0,3}", fullmatch=True), PORTS)
 def test_host_and_port_come_apart(host: str, port: int) -> None:
     assert split_address(f"{host}:{port}") == (host, port)
 
@@ -33,7 +33,23 @@ def test_no_text_raises_anything_but_value_error(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":", "host", "host:", ":80", "[]:80", "host:0", "host:65536", "host:-1", "host:８０", "host: 80", "h:8x"],
+    [
+        "",
+        ":",
+        "host",
+        "host:",
+        ":80",
+        "[]:80",
+        "host:0",
+        "host:65536",
+        "host:-1",
+        "host:８０",
+        "host: 80",
+        "h:8x",
+        "a..b:80",
+        f"{'x' * 64}:80",
+        "klinik-münchen.example:80",
+    ],
 )
 def test_this_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match="is not HOST:PORT"):

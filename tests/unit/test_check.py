@@ -15,6 +15,7 @@ from nexus_client.agent_api import CheckLine
 from nexus_client.check import check_site
 from nexus_client.policy import write_policy
 from nexus_client.site import SiteHome
+from nexus_client.status import status
 from nexus_common import certs
 from nexus_common.authorities import Authorities
 
@@ -30,8 +31,10 @@ def site_certificate(made: dt.datetime) -> bytes:
     return certs.pem(certs.issue_site(CA_KEY, CA, SITE_KEY.public_key(), "a", IDENTITY, made))
 
 
-def serve(folder: Path, authority: tuple, trusted: object, ahead: dt.timedelta, linked: bytes) -> socket.socket:
-    """A TLS server that takes certificates of ``trusted``, shows one of ``authority`` and says its time.
+def serve(
+    folder: Path, authority: tuple, trusted: object, ahead: dt.timedelta, linked: bytes, status: str
+) -> socket.socket:
+    """A TLS server that takes certificates of ``trusted``, shows one of ``authority``, says ``status`` and the time.
 
     Below its own it shows ``linked``.
     """
@@ -59,7 +62,7 @@ def serve(folder: Path, authority: tuple, trusted: object, ahead: dt.timedelta, 
                     with context.wrap_socket(plain, server_side=True) as tls:
                         tls.recv(4096)
                         date = email.utils.format_datetime(dt.datetime.now(dt.UTC) + ahead)
-                        tls.sendall(f"HTTP/1.1 404 Not Found\r\nDate: {date}\r\n\r\n".encode())
+                        tls.sendall(f"HTTP/1.1 {status}\r\nDate: {date}\r\n\r\n".encode())
                 finally:
                     while spare.recv(4096):
                         pass
@@ -78,8 +81,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., str]]:
         trusted: object = CA,
         ahead: dt.timedelta = dt.timedelta(),
         linked: bytes = b"",
+        status: str = "415 Unsupported Media Type",
     ) -> str:
-        listeners.append(serve(tmp_path, authority, trusted, ahead, linked))
+        listeners.append(serve(tmp_path, authority, trusted, ahead, linked, status))
         return f"127.0.0.1:{listeners[-1].getsockname()[1]}"
 
     yield run
@@ -134,6 +138,31 @@ def test_one_fault_does_not_hide_the_next(place: SiteHome) -> None:
     assert not report.good
     assert {line.name for line in report.lines if line.state == "fault"} == {"certificate", "server"}
     assert all(line.remedy for line in report.lines if line.state == "fault")
+
+
+def test_keys_that_do_not_belong_together_are_told_with_the_way_out(place: SiteHome) -> None:
+    (place.keys / "transport.key").unlink()
+    certs.save_key(place.keys / "transport.key", OTHER_KEY)
+    (line,) = lines(place, "server")
+    assert "transport.key in" in line.found
+    assert "cannot be used (" in line.found
+    assert "join again" in (line.remedy or "")
+
+
+def test_something_at_the_proxys_address_that_is_no_proxy_is_told(place: SiteHome) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: listener.accept()[0].sendall(b"220 mail.example ESMTP\r\n")).start()
+        write(place, "127.0.0.1:1", f'proxy = "http://127.0.0.1:{listener.getsockname()[1]}"')
+        (line,) = lines(place, "server")
+    assert "what answers there is no proxy (BadStatusLine)" in line.found
+    assert "is `proxy` in site.toml right" in (line.remedy or "")
+
+
+def test_a_certificate_that_cannot_be_read_is_a_problem_of_status_and_ends_nothing(place: SiteHome) -> None:
+    (place.keys / "site.crt").write_text("nothing")
+    found = status(place)
+    assert found.certificate_days_left is None
+    assert "site.crt cannot be read; `nexus-client check` says what to do" in (found.problem or "")
 
 
 def test_broken_settings_are_the_only_line(place: SiteHome) -> None:

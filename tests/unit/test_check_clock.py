@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nexus_client.check import _clock
+from nexus_client.check_server import _clock
 
 HEAD = "HTTP/1.1 404 Not Found\r\nServer: x\r\nDATE: Thu, 28 May 2026 20:26:40 GMT\r\n\r\n"
 THERE = 1_780_000_000.5  # half a second into the stated one

@@ -89,6 +89,7 @@ def test_nobody_at_the_address_is_said_with_the_address(link: Link, monkeypatch:
     monkeypatch.setattr(link._stop, "wait", lambda seconds: waited.append(seconds) or link._stop.set())
     link.run()
     assert link.state.startswith("no connection to 127.0.0.1:1 (ConnectError")
+    assert link.state.endswith("; `nexus-client check` looks for the cause")
 
 
 @pytest.mark.parametrize(
