@@ -29,7 +29,10 @@ class Bounded(logging.Filter):
             self._left_out += 1
             return False
         self._free -= 1
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001  the caller, often a library, must not fail over its own mistake in wording a line
+            text = f"{record.msg} {record.args}"
         if self._left_out:
             text = f"({self._left_out} lines were left out before this one: too many at once) {text}"
             self._left_out = 0

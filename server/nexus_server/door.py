@@ -133,11 +133,12 @@ def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None]) ->
 
 
 def open_door(app: Gate, host: str, port: int, context: ssl.SSLContext) -> uvicorn.Server:
-    """Listen in a thread of its own; NexusError where the port is taken."""
+    """Listen in a thread of its own; NexusError where the port is taken, or that thread ends at once."""
     listener = Listener(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)  # or another process, which has bound the port too, could come first
     except OSError as problem:
         listener.close()
         raise NexusError(
@@ -165,7 +166,10 @@ def open_door(app: Gate, host: str, port: int, context: ssl.SSLContext) -> uvico
             ssl_context_factory=lambda *_: context,
         )
     )
-    threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="door", daemon=True).start()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="door", daemon=True)
+    thread.start()
     while not server.started:
+        if not thread.is_alive():
+            raise NexusError(f"the port {port} of {host} could not be served; the lines above say why")
         time.sleep(0.01)
     return server

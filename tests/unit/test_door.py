@@ -5,9 +5,11 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nexus_client.tls import tls_context
+from nexus_common.errors import NexusError
 from nexus_server import door
 from nexus_server.ca import CertificateAuthority, CertificateFiles
 from nexus_server.door import SiteConnection, open_door
@@ -66,3 +68,25 @@ def test_strangers_in_their_handshake_make_room_for_others_and_not_those_who_are
             with pytest.raises(TimeoutError):
                 one.recv(1)
         assert is_answered(early)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_door_that_cannot_serve_says_so_and_is_not_waited_for() -> None:
+    no_context: Any = "a context"
+    with pytest.raises(NexusError, match="could not be served"):
+        open_door(Gate(None, lambda _: None), HOSTS[0], 0, no_context)
+
+
+def test_a_port_that_two_have_bound_is_the_first_listeners() -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind((HOSTS[0], 0))
+        bind, no_context = door.Listener.bind, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+        def bound(listener: door.Listener, address: tuple[str, int]) -> None:
+            bind(listener, address)
+            other.listen()
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(NexusError, match="is another nexus-server running"):
+            patch.setattr(door.Listener, "bind", bound)
+            open_door(Gate(None, lambda _: None), *other.getsockname(), no_context)

@@ -28,3 +28,9 @@ def test_a_long_line_is_cut() -> None:
     line = record("a" * 100_000)
     assert Bounded().filter(line)
     assert len(line.getMessage()) == logs.MAX_CHARACTERS
+
+
+def test_a_line_that_its_caller_worded_wrongly_is_written_and_ends_nothing() -> None:
+    line = logging.LogRecord("x", logging.INFO, "x.py", 1, "%d of %s", ("a",), None)
+    assert Bounded().filter(line)
+    assert line.getMessage() == "%d of %s ('a',)"
