@@ -33,6 +33,7 @@ POLL_SECONDS: Final = 0.25  # only where the server does not hold the question
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 PULL_SECONDS: Final = 60.0
+GOOD_BYE_SECONDS: Final = 2.0  # on a dead network it would take half a minute
 OBJECTS: Final = "/v1/fleet/pull-object"
 Handler = Callable[[wire.Message], wire.Message]
 
@@ -168,10 +169,15 @@ class Link:
         self._stop.set()
         node, self._node = self._node, None
         if node is not None:
-            try:
-                self._link.DeactivateNode(fl.DeactivateNodeRequest(node_id=node.node_id))
-            except (httpx.HTTPError, ValueError) as problem:
-                log.info("left without good-bye: %s", type(problem).__name__)
+            leaving = threading.Thread(target=self._leave, args=(node,), name="good-bye", daemon=True)
+            leaving.start()
+            leaving.join(GOOD_BYE_SECONDS)
+
+    def _leave(self, node: Any) -> None:
+        try:
+            self._link.DeactivateNode(fl.DeactivateNodeRequest(node_id=node.node_id))
+        except (httpx.HTTPError, ValueError) as problem:
+            log.info("left without good-bye: %s", type(problem).__name__)
 
     def _connect(self) -> int:
         """Begin a session; its number."""

@@ -161,6 +161,18 @@ def test_no_connection_is_closed_under_a_thread_that_reads_from_it(link: Link, m
     assert not thread.is_alive()
 
 
+def test_a_good_bye_that_nobody_answers_is_not_waited_for(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(module, "GOOD_BYE_SECONDS", 0.1)
+    monkeypatch.setattr(link._link, "DeactivateNode", lambda _: answered.wait(30))
+    link._node = fl.Node(node_id=2)
+    stopping = threading.Thread(target=link.stop)
+    stopping.start()
+    stopping.join(10)
+    assert not stopping.is_alive()
+    answered.set()
+
+
 def test_connections_end_when_no_thread_uses_them_any_more(link: Link) -> None:
     gc.disable()
     try:
