@@ -51,9 +51,13 @@ def licence(name: str) -> str:
 
 
 def unknown(name: str, expression: str) -> set[str]:
-    """The licences of an expression that may not come in; of several to choose from, one that may is enough."""
+    """The licences of an expression that may not come in; of several to choose from, one that may is enough.
+
+    Brackets within an expression are not understood, so that what touches them is unknown and a person looks.
+    """
     allowed = TABLE["allowed"].keys() | (TABLE["allowed_in_cuda"].keys() if CUDA.fullmatch(name) else set())
-    choices = [set(re.split(r" AND ", choice)) - allowed for choice in expression.strip("()").split(" OR ")]
+    plain = expression[1:-1] if re.fullmatch(r"\([^()]*\)", expression) else expression
+    choices = [set(choice.split(" AND ")) - allowed for choice in plain.split(" OR ")]
     return min(choices, key=len)
 
 

@@ -1,11 +1,16 @@
 """The state of a run in words."""
 
+import time
 from itertools import starmap
+from typing import Final
 
 from nexus_common.cli import moment
 from nexus_common.errors import REFUSALS
 
 from nexus_server import admin_api as admin
+
+LONG_SECONDS: Final = 60.0  # after which a step of a round is worth a word
+_STEPS: Final = {"training": "its sites train", "adding": "its masked updates are collected"}
 
 
 def sentence(status: admin.Status) -> str:
@@ -50,6 +55,8 @@ def _run(status: admin.Status) -> str:
         return f"{head}; enough sites are ready, giving {missing} a moment to come"
     if status.round_seconds and status.cohort:
         head += f"; last round with {', '.join(status.cohort)}, {status.round_seconds[-1]:.1f} s"
+    if status.phase in _STEPS and time.time() - status.phase_since > LONG_SECONDS:
+        head += f"; round {status.round + 1}: {_STEPS[status.phase]} since {moment(status.phase_since)}"
     return head + (f"; goes on without {missing}" if missing else "")
 
 

@@ -213,3 +213,10 @@ def test_a_licence_that_may_not_come_in_is_seen() -> None:
     assert unknown("x", "LicenseRef-NVIDIA-Proprietary")
     assert not unknown("nvidia-x", "LicenseRef-NVIDIA-Proprietary")
     assert not unknown("x", "GPL-3.0-only OR MIT")
+    assert not unknown("x", "(GPL-3.0-only OR MIT)")
+    for expression in (
+        "GPL-3.0-only AND (MIT OR Apache-2.0)",
+        "(MIT OR Apache-2.0) AND GPL-3.0-only",
+        "(MIT OR Apache-2.0) AND (GPL-3.0-only OR AGPL-3.0-only)",
+    ):
+        assert unknown("x", expression), expression

@@ -1,5 +1,7 @@
 """The state of a run in words: what it waits for, and that nothing is lost."""
 
+import time
+
 import pytest
 from nexus_server.admin_api import Status
 from nexus_server.words import sentence
@@ -30,7 +32,9 @@ RUNNING = {"run": "first", "state": "running", "round": 4, "rounds": 9, "quorum"
         (RUNNING | {"failures": {"a": "refused: paused"}}, "; the last try: a refused: paused (the site has paused"),
         (RUNNING | {"state": "stopped", "failures": {"": "x", "b": "y"}}, "4 of 9 rounds done; the last try: x; b y"),
         (RUNNING | {"cohort": ("a", "b", "c"), "round_seconds": (9.0, 1.25)}, "last round with a, b, c, 1.2 s"),
-        (RUNNING | {"phase": "training", "missing": ("d",)}, "4 of 9 rounds done; goes on without d"),
+        (RUNNING | {"phase": "training", "missing": ("d",), "phase_since": time.time()}, "done; goes on without d"),
+        (RUNNING | {"phase": "training", "missing": ("d",)}, "; round 5: its sites train since "),
+        (RUNNING | {"phase": "adding"}, "4 of 9 rounds done; round 5: its masked updates are collected since "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
