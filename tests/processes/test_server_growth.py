@@ -12,7 +12,7 @@ from tests.processes.harness import Federation, until
 
 pytestmark = pytest.mark.processes
 SITES = ("bank-a", "bank-b", "hospital-a")
-SETTLED, LEAKY, ROUNDS, LEAK = 15, 35, 55, 16384  # rounds, and bytes a round
+SETTLED, LEAKY, ROUNDS, LEAK = 15, 35, 45, 16384  # rounds, and bytes a round
 
 
 def growth(held: list[int]) -> float:
@@ -23,10 +23,8 @@ def growth(held: list[int]) -> float:
 @pytest.mark.usefixtures("narrow")
 def test_a_server_holds_no_more_after_many_rounds() -> None:
     with Federation() as federation:
+        federation.server_program = [sys.executable, "-m", "tests.processes.counting_server", str(LEAK), str(LEAKY)]
         federation.found(*SITES)
-        federation.end("server")
-        program = [sys.executable, "-m", "tests.processes.counting_server", str(LEAK), str(LEAKY)]
-        federation.start("server", program=program)
         plan = federation.plan("long", SITES, rounds=ROUNDS, aggregation={"slots": 10})
         for site in SITES:
             federation.link(site, SimSite(site, plan, certs.load_identity(federation.keys(site) / "identity.key")))
