@@ -81,7 +81,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., str]]:
         trusted: object = CA,
         ahead: dt.timedelta = dt.timedelta(),
         linked: bytes = b"",
-        status: str = "415 Unsupported Media Type",
+        status: str = "401 Unauthorized",
     ) -> str:
         listeners.append(serve(tmp_path, authority, trusted, ahead, linked, status))
         return f"127.0.0.1:{listeners[-1].getsockname()[1]}"
