@@ -73,7 +73,7 @@ $(VENV)/.runtime: pyproject.toml $(wildcard deploy/lock/*.txt)
 ifeq ($(LOCKED),yes)
 	@$(HASHED) -r deploy/lock/build.txt
 	@$(HASHED) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torch-cpu.txt || \
-	  { test $$(uname -m) = x86_64 && echo "no CPU build of torch there: taking PyPI's CUDA build, several GB" && \
+	  { test $$(uname -m) = x86_64 && echo "torch's CPU build could not be had (see above): taking PyPI's CUDA build, several GB" && \
 	    $(HASHED) -r deploy/lock/torch-cuda.txt; }
 	@$(HASHED) -r deploy/lock/server.txt -r deploy/lock/client.txt $(PAI:%=-r deploy/lock/%.txt) -r deploy/lock/demo.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .

@@ -24,6 +24,7 @@ app = new_app(
     "join check preview status plan evaluate train dry-run audit pause resume leave",
 )
 AGENT_SECONDS = 3600.0
+STATUS_SECONDS = 30.0  # what an agent needs that trains on the only processor
 SiteOption = Annotated[str | None, typer.Option("--site", help="the site's name, where this machine has several")]
 
 
@@ -149,7 +150,7 @@ def status(context: typer.Context) -> None:
 
         return found.status(place)
 
-    report = _ask(place, "status", rpc.Nothing(), api.StatusReport, here)
+    report = _ask(place, "status", rpc.Nothing(), api.StatusReport, here, STATUS_SECONDS)
     show(context, report.model_dump(), _status_text(report, _call(options(context), place.site)))
 
 
@@ -224,12 +225,19 @@ def _status_text(report: api.StatusReport, call: str) -> str:
     return "\n".join(lines)
 
 
-def _ask(place: SiteHome, name: str, request: rpc.Body, answer: type[rpc.Ans], here: Callable[[], rpc.Ans]) -> rpc.Ans:
+def _ask(
+    place: SiteHome,
+    name: str,
+    request: rpc.Body,
+    answer: type[rpc.Ans],
+    here: Callable[[], rpc.Ans],
+    seconds: float = AGENT_SECONDS,
+) -> rpc.Ans:
     """Through the running agent, or in this process where none runs."""
     if place.socket.exists():
         with rpc.channel(rpc.local_address(place.socket)) as channel:
             try:
-                return rpc.call(channel, api.SERVICE, name, request, answer, AGENT_SECONDS)
+                return rpc.call(channel, api.SERVICE, name, request, answer, seconds)
             except rpc.Unavailable:
                 pass  # a socket that an agent left behind
             except ConnectionError as problem:
