@@ -5,6 +5,7 @@ other end shows; the secret leaves only after both were held against the pin.
 """
 
 from pathlib import Path
+from typing import Final
 
 import grpc
 from cryptography import x509
@@ -24,6 +25,8 @@ from nexus_client.certificate import checked
 from nexus_client.policy import write_policy
 from nexus_client.site import SiteHome
 from nexus_client.tls import CONNECT_SECONDS, shown_certificate
+
+_BUSY: Final = ("resource_exhausted", "deadline_exceeded")
 
 
 def join(
@@ -101,6 +104,11 @@ def _request(invite: Invite, place: SiteHome, proxy: str | None) -> tuple[EnrolA
             certs.check_issued_by(leaf, authority, invite.ca_hash, ExtendedKeyUsageOID.SERVER_AUTH)
             answer = rpc.call(channel, SERVICE, "enrol", _enrol_request(invite, place), EnrolAnswer, CONNECT_SECONDS)
         except (ConnectionError, ValueError) as problem:
+            if str(problem).startswith(_BUSY):
+                raise NexusError(
+                    f"{invite.address} is too busy to answer ({problem}), perhaps with strangers' connections; try "
+                    "again in a minute, the line stays valid"
+                ) from None
             issuer = certs.issuer_of(leaf)
             raise NexusError(
                 f"{invite.address} answered with a certificate from {issuer!r}, but not as a NEXUS server "

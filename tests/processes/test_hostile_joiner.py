@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from nexus_client.tls import shown_certificate
 from nexus_common import certs
 from nexus_common.enrolment import SERVICE
 
-from tests.processes.harness import Federation, write_rows
+from tests.processes.harness import Federation, until, write_rows
 
 pytestmark = pytest.mark.processes
 MEGABYTES = 100e6
@@ -34,7 +35,30 @@ def channel(federation: Federation) -> grpc.Channel:
     leaf = shown_certificate(address, protocols=("h2",))
     assert leaf is not None
     credentials = grpc.ssl_channel_credentials(certs.pem(leaf))
-    return grpc.secure_channel(address, credentials, options=[("grpc.max_send_message_length", -1)])
+    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.secure_channel(address, credentials, options=options)
+
+
+def test_strangers_whose_requests_never_end_are_named_as_the_cause_and_gone_within_a_minute(
+    federation: Federation,
+) -> None:
+    """They can keep sites from joining for as long as they are there: gRPC gives each a thread."""
+    line, over = federation.ask("nexus-server", "invite", "bank-b")["line"], threading.Event()
+
+    def endless() -> Iterator[bytes]:
+        over.wait(60)
+        yield from ()
+
+    with contextlib.ExitStack() as held:
+        calls = []
+        for _ in range(40):
+            call = held.enter_context(channel(federation)).stream_unary(f"/{SERVICE}/enrol")
+            calls.append(call.future(endless(), timeout=60))  # which would end with its last reference
+        refused = federation.call("nexus-client", "join", line)
+        over.set()
+    assert refused.returncode == 1
+    assert "is too busy to answer (" in refused.stderr
+    until("a site can join", lambda: federation.call("nexus-client", "join", line).returncode == 0, 60)
 
 
 def test_junk_bombs_and_crowds_leave_the_server_small_and_the_port_open(federation: Federation, tmp_path: Path) -> None:
