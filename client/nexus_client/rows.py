@@ -94,7 +94,7 @@ def summary(problems: Sequence[RowProblem]) -> str:
         f"\n  {n} x {f'column {key[0]!r} ' if key[0] else ''}{key[1]} (first in line {first[key]})"
         for key, n in reasons.most_common(SHOWN_REASONS)
     ]
-    more = [f"\n  and {len(reasons) - SHOWN_REASONS} other reasons"] if len(reasons) > SHOWN_REASONS else []
+    more = [f"\n  and {len(reasons) - SHOWN_REASONS} more of other kinds"] if len(reasons) > SHOWN_REASONS else []
     return ":" + "".join(lines + more)
 
 
