@@ -24,8 +24,9 @@ def member(name: str, key: Ed25519PrivateKey | None = None) -> dict[str, str]:
 
 
 def plan_fields(names: Iterable[str], **settings: Any) -> dict[str, Any]:
-    """The least that a plan of these sites says, and ``settings``."""
-    fields = {"name": "sim", "purpose": "tests", "end_date": "2099-12-31", "sites": [member(n) for n in sorted(names)]}
+    """The least that a plan of these sites says, and ``settings``; its adapter does not grow unless they say so."""
+    fields: dict[str, Any] = {"name": "sim", "purpose": "tests", "end_date": "2099-12-31"}
+    fields |= {"sites": [member(name) for name in sorted(names)], "growth": {"max_dendrites": 0}}
     return fields | settings
 
 

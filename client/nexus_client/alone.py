@@ -1,20 +1,28 @@
 """What a site reaches without a federation: the same recipe and number of steps on its own rows, no network.
 
-It is the comparison that every table shows, and ``train --local`` for trying things out.  The round that the choosing
-part of the hold-out likes best is kept, so it is a fair opponent.
+It is the comparison that every table shows, and ``train --local`` for trying things out.  The adapter grows by the same
+rules as in a federation.  The round that the choosing part of the hold-out likes best is kept, so it is a fair
+opponent.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from nexus_common.disk import write_durably
+from nexus_common.growth import Point, next_stage
+from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import Recipe
+from nexus_common.stages import Stage, moved
 from nexus_common.versions import StoredAdapter
 
+from nexus_client.held_out import HeldOut
 from nexus_client.judge import chosen_scores
 from nexus_client.train import local_update
-from nexus_client.workspace import Workspace
+from nexus_client.workspace import Readied, Workspace
 
 OnRound = Callable[[int, int], None]
 JUDGED_AT_ONCE: Final = 10  # rounds whose embeddings are in memory together
@@ -23,6 +31,11 @@ JUDGED_AT_ONCE: Final = 10  # rounds whose embeddings are in memory together
 def adapter_file(workspace: Workspace) -> Path:
     """Where a site's own adapter lies."""
     return workspace.place.state / "alone.safetensors"
+
+
+def line_file(workspace: Workspace) -> Path:
+    """Where the rounds lie that led to it."""
+    return workspace.place.state / "alone.json"
 
 
 def default_recipe(workspace: Workspace) -> Recipe:
@@ -38,27 +51,74 @@ def train_alone(workspace: Workspace, recipe: Recipe, on_round: OnRound = lambda
     stored = StoredAdapter.read(adapter_file(workspace))
     if stored and stored.trained_on == workspace.fingerprint and _same(stored.recipe) == _same(recipe):
         return stored
-    layout = recipe.adapter.layout
-    readied = workspace.ready(layout)
-    vector = layout.first_vector(recipe.adapter.seed_bytes)
-    rng = np.random.default_rng([recipe.adapter.seed, *workspace.place.site.encode()])
-    best, best_score, waiting = (0, vector), -np.inf, [(0, vector)]
+    training = _Training(workspace, recipe)
+    best, best_score, waiting = training.newest, -np.inf, [training.newest]
     for number in range(1, recipe.rounds + 1):
-        update = local_update(layout, vector, readied.tasks, readied.states, recipe.local, rng, layer=workspace.layer)
-        vector = vector + update
-        waiting.append((number, vector))
+        training.round()
+        waiting.append(training.newest)
         on_round(number, recipe.rounds)
         if len(waiting) < JUDGED_AT_ONCE and number < recipe.rounds:
             continue
-        scores = chosen_scores(workspace, layout, [one for _, one in waiting])
+        scores = chosen_scores(workspace, [(layout, vector) for _, layout, vector in waiting])
         if scores is None:
             best = waiting[-1]  # nothing to choose by: the last
         elif max(scores) > best_score:
             best, best_score = waiting[int(np.argmax(scores))], max(scores)
         waiting = []
-    kept = StoredAdapter(recipe, *best, workspace.fingerprint)
+    number, layout, vector = best
+    kept = StoredAdapter(recipe, number, vector, layout, workspace.fingerprint)
+    write_durably(line_file(workspace), json.dumps([asdict(point) for point in training.line]).encode())
     kept.write(adapter_file(workspace))
     return kept
+
+
+class _Training:
+    """The rounds of a site that trains alone."""
+
+    def __init__(self, workspace: Workspace, recipe: Recipe) -> None:
+        self.recipe, self.line = recipe, list[Point]()
+        self._readied: Readied = workspace.ready(recipe)
+        self._held_out = HeldOut(recipe, self._readied.held_out, self._readied.states)
+        self._layer, self._stage = workspace.layer, 0
+        self._vector = recipe.adapter.layout.first_vector(recipe.adapter.seed_bytes)
+        self._rng = np.random.default_rng([recipe.adapter.seed, *workspace.place.site.encode()])
+
+    @property
+    def newest(self) -> tuple[int, Layout, Vector]:
+        """Round, layout and vector of what is for use now; in a trial that is the control."""
+        form = self._form
+        return len(self.line), form.arms[0], form.control(self._vector)
+
+    @property
+    def _form(self) -> Stage:
+        return self.recipe.stages[self._stage]
+
+    def round(self) -> None:
+        """Train each arm for a round, on the same batches; then the adapter may grow, or a trial be decided."""
+        form, seed = self._form, int(self._rng.integers(2**63))
+        arms = list(zip(form.arms, form.split(self._vector), strict=True))
+        trained = [self._trained(layout, vector, seed) for layout, vector in arms]
+        self.line.append(Point(len(self.line), self._stage, tuple(told for _, told in trained)))
+        self._vector = np.concatenate([vector for vector, _ in trained])
+        stage = next_stage(self.recipe, self.line, self.recipe.rounds - len(self.line))
+        if stage is not None:
+            new = self.recipe.stages[stage]
+            self._vector = moved(self._vector, form, new, self.recipe.adapter.seed_bytes)
+            self._stage = stage
+
+    def _trained(self, layout: Layout, vector: Vector, seed: int) -> tuple[Vector, Mapping[str, float]]:
+        told, losses = self._held_out.report(layout, vector), list[float]()
+        update = local_update(
+            layout,
+            vector,
+            self._readied.tasks,
+            self._readied.states,
+            self.recipe.local,
+            np.random.default_rng(seed),
+            lambda _, loss: losses.append(loss),
+            self._layer,
+        )
+        return vector + update, told | {"train_loss": float(np.mean(losses))}
 
 
 def _same(recipe: Recipe) -> str:

@@ -48,7 +48,7 @@ def dry_run(recipe: Recipe, base: str | None) -> dict[str, float]:
         site = SiteSettings(site="dry-run", server="127.0.0.1:1", base_model=base, data=(DataSource(path=str(rows)),))
         workspace = Workspace(place, site)
         workspace.check_base(recipe)
-        readied = workspace.ready(layout)
+        readied = workspace.ready(recipe)
         rng = np.random.default_rng(0)
         for _ in range(ROUNDS):
             update = local_update(layout, vector, readied.tasks, readied.states, settings, rng)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 from nexus_common.adapter import DendriticAdapter
-from nexus_common.layout import Vector
+from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import Recipe
 
 from nexus_client.evaluate import spearman, vector_scores
@@ -54,29 +54,29 @@ class HeldOut:
     """The part of a site's hold-out that its reports rest on, under one plan."""
 
     def __init__(self, plan: Recipe, tasks: Sequence[Task], states: States) -> None:
-        self.layout, self.settings, self.tasks, self.states = plan.adapter.layout, plan.local, tasks, states
-        self._first = self.layout.first_vector(plan.adapter.seed_bytes)
+        self.settings, self.tasks, self.states = plan.local, tasks, states
+        self._base = plan.adapter.layout, plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
 
     @cached_property
     def _base_score(self) -> float:
-        return self._loss_and_score(self._first)[1]
+        return self._loss_and_score(*self._base)[1]
 
-    def report(self, vector: Vector) -> dict[str, float]:
+    def report(self, layout: Layout, vector: Vector) -> dict[str, float]:
         """``loss``, ``score`` and ``questions`` of a version, and a ``vote`` on it against the base model's output.
 
         Empty where nothing is held out.
         """
         if not self.tasks:
             return {}
-        loss, score = self._loss_and_score(vector)
+        loss, score = self._loss_and_score(layout, vector)
         gain = score - self._base_score
         vote = float(np.sign(gain)) if abs(gain) > CLEARLY else 0.0
         return {"loss": loss, "score": score, "questions": float(sum(map(size, self.tasks))), "vote": vote}
 
-    def _loss_and_score(self, vector: Vector) -> tuple[float, float]:
+    def _loss_and_score(self, layout: Layout, vector: Vector) -> tuple[float, float]:
         """Means over all questions and pairs."""
         device = best_device()
-        learner = Learner(DendriticAdapter(self.layout).load_vector(vector).to(device).eval(), self.states, device)
+        learner = Learner(DendriticAdapter(layout).load_vector(vector).to(device).eval(), self.states, device)
         numbers = texts_of(self.tasks)
         with torch.inference_mode():
             embedded = learner.embed(numbers).cpu().numpy()

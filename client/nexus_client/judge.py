@@ -41,7 +41,7 @@ class Scores:
     cosines: NDArray[np.floating]
 
 
-def chosen_scores(workspace: Workspace, layout: Layout, vectors: Sequence[Vector]) -> list[float] | None:
+def chosen_scores(workspace: Workspace, adapters: Sequence[tuple[Layout, Vector]]) -> list[float] | None:
     """One figure for each adapter on the choosing part: the mean over questions and, where there are, scored pairs.
 
     None where the choosing part is empty.
@@ -50,7 +50,7 @@ def chosen_scores(workspace: Workspace, layout: Layout, vectors: Sequence[Vector
     if not tasks:
         return None
     numbers = texts_of(tasks)
-    embedded = workspace.embed([(layout, vector) for vector in vectors], numbers)
+    embedded = workspace.embed(adapters, numbers)
     scored = np.concatenate([np.empty(0), *(task.score for task in tasks if isinstance(task, ScoredTask))])
     figures = []
     for vectors_of_model in embedded:

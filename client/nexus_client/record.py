@@ -130,6 +130,8 @@ class PlanRecord:
         """Under any plan."""
         return self._record.number("SELECT count(*) FROM opened WHERE model = ?", model_hash) > 0
 
-    def note_opened(self, model_hash: bytes) -> None:
-        """A sum for this model is about to be opened."""
-        self._record.write("INSERT OR IGNORE INTO opened VALUES (?, ?)", model_hash, time.time())
+    def note_opened(self, *names: bytes) -> None:
+        """A sum for the model and weights of these names is about to be opened."""
+        places = ", ".join(["(?, ?)"] * len(names))
+        values = [value for name in names for value in (name, time.time())]
+        self._record.write(f"INSERT OR IGNORE INTO opened VALUES {places}", *values)  # noqa: S608  our own words

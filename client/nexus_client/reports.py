@@ -59,9 +59,9 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
     warnings = hold_out_warnings(workspace.material)
     if workspace.material.train:
         alone = train_alone(workspace, federated.plan if federated else default_recipe(workspace))
-        adapters["alone"] = (alone.recipe.adapter.layout, alone.vector)
+        adapters["alone"] = (alone.layout, alone.vector)
     if federated and federated.plan.base_model == workspace.base_hash:
-        adapters["federated"] = (federated.plan.adapter.layout, federated.vector)
+        adapters["federated"] = (federated.layout, federated.vector)
     elif federated:
         warnings.append(
             f"version {federated.number} of run {federated.plan.name} belongs to another base model than base_model in "

@@ -27,9 +27,9 @@ from nexus_common.versions import StoredAdapter, trained_from, vector_hash
 from nexus_client.cache import NotCached
 from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
-from nexus_client.masking import Made, Masking
+from nexus_client.masking import Made, Masking, weights_names
 from nexus_client.record import ProtocolRecord
-from nexus_client.taken import birth_hash, check_first, check_number, check_reach
+from nexus_client.taken import birth_hash, check_first, check_newborn, check_number, check_reach, check_stage
 from nexus_client.train import local_update, warm_up
 from nexus_client.workspace import Readied, Workspace
 
@@ -108,7 +108,7 @@ class SiteRounds:
         self.progress = Progress("preparing", run=plan.name)
         try:
             self._require_rows()
-            readied = self.workspace.ready(plan.adapter.layout, self._on_embedded)
+            readied = self.workspace.ready(plan, self._on_embedded)
             warm_up()
             self._held_out = HeldOut(plan, readied.held_out, readied.states)
             self._readied = readied
@@ -151,27 +151,29 @@ class SiteRounds:
         self._require_space()
         self._material()
         self._require_rows()
-        layout, number = plan.adapter.layout, message.round + 1
+        number = message.round + 1
         check_number(plan, message.round)
-        vector = wire.unpack(message.vector, layout)
+        form = check_stage(plan, message.stage)
+        vector = wire.unpack(message.vector, form)
         check_reach(plan, message.round, vector)
+        check_newborn(plan, form, vector)
         if message.round == 0:
             check_first(plan, message.vector)
         begins = trained_from(plan, message.round, vector)
-        close, packed = bool(message.close), wire.pack(begins)
-        model, other = (wire.model_hash(layout, packed, close=named) for named in (close, not close))
+        model = wire.model_hash(form, wire.pack(begins), close=bool(message.close))
         trained = self.masking.made is not None and self.masking.made.model == model
         if not trained:
             self._require_few(plan, model)
         if message.use:
-            self._store(StoredAdapter(plan, message.round, vector))
+            self._store(StoredAdapter(plan, message.round, form.control(vector), form.arms[0]))
         if trained:
             return wire.Trained(model)
         started = time.monotonic()
         self.progress = Progress("training", 0, plan.local.steps, plan.name, number)
         figures, update = self._work(plan, message, begins, model)
         self._require_consent(plan, number)
-        self.masking.made = Made(model, other, update, figures)
+        weights = weights_names(plan, message.stage, begins)
+        self.masking.made = Made(model, message.stage, weights, update, figures)
         self.progress = replace(self.progress, phase="ready", last_round_at=time.time())
         log.info(
             "round %d of %d: %d steps in %.1f s", number, plan.rounds, plan.local.steps, time.monotonic() - started
@@ -199,28 +201,35 @@ class SiteRounds:
         """
         if self.record.trained_elsewhere(plan.hash, model):
             raise Refusal("model-replay", f"another plan has trained on the model that plan {plan.name} comes with")
-        most = plan.protocol_plans[0].rounds + 1  # and the closing one
+        most = plan.most_inputs + 1  # and the closing one
         if (count := self.record.models_trained(plan.hash, model)) > most:
             raise Refusal("rounds-spent", f"{count} different models to train on, plan {plan.name} has at most {most}")
         self.record.note_trained(plan.hash, model)
 
     def _work(
         self, plan: Plan, message: wire.TrainRound, begins: Vector, model: bytes
-    ) -> tuple[dict[str, float], Vector]:
-        """Figures and update, for the sum alone: whatever goes wrong with these rows, the server hears the same.
+    ) -> tuple[list[dict[str, float]], Vector]:
+        """Figures and update of each arm, for the sum alone: whatever goes wrong with these rows, the server hears the
+        same.
 
-        With weights of its own choice it could otherwise ask for any text whether it is here.
+        With weights of its own choice it could otherwise ask for any text whether it is here.  All arms of a trial
+        train on the same batches.
         """
-        (readied, held_out), number, layout = self._material(), message.round + 1, plan.adapter.layout
-        nothing = np.zeros(layout.dim, np.float32)
+        (readied, held_out), number, form = self._material(), message.round + 1, plan.stages[message.stage]
+        nothing = np.zeros(form.dim, np.float32)
         try:
-            figures = held_out.report(begins)
+            arms = list(zip(form.arms, form.split(begins), strict=True))
+            figures = [held_out.report(layout, weights) for layout, weights in arms]
             if message.close:
                 return figures, nothing
-            rng = np.random.default_rng(self.record.draws(model))
-            on_step = partial(self._on_step, plan=plan, number=number)
-            tasks, states = readied.tasks, readied.states
-            return figures, local_update(layout, begins, tasks, states, plan.local, rng, on_step, self.workspace.layer)
+            draws, updates = self.record.draws(model), list[Vector]()
+            for (layout, weights), told in zip(arms, figures, strict=True):
+                rng, losses = np.random.default_rng(draws), list[float]()
+                on_step = partial(self._on_step, plan=plan, number=number, losses=losses)
+                data = readied.tasks, readied.states, plan.local
+                updates.append(local_update(layout, weights, *data, rng, on_step, self.workspace.layer))
+                told["train_loss"] = float(np.mean(losses))
+            return figures, np.concatenate(updates)
         except NotCached as fault:
             log.warning("%s", fault)
             self._readied = None
@@ -231,28 +240,30 @@ class SiteRounds:
             log.error("round %d: this site adds zeros: %s", number, fault, exc_info=None if known else fault)
             text = f"round {number}: {fault if known else type(fault).__name__}; zeros were sent in its place"
             self.progress = replace(self.progress, problem=text)
-            return {}, nothing
+            return [{} for _ in form.arms], nothing
 
     def _ask(self, message: wire.Ask) -> wire.Message:
         plan = self._current(message.run)
         self.consent.require(plan)
         return self.masking.answer(message, self.consent.policy.min_cohort)
 
-    def _on_step(self, done: int, plan: Plan, number: int) -> None:
+    def _on_step(self, done: int, loss: float, plan: Plan, number: int, losses: list[float]) -> None:
         self.consent.require(plan)  # consent may have been withdrawn meanwhile
+        losses.append(loss)
         self.progress = Progress("training", done, plan.local.steps, plan.name, number)
 
     def _deliver(self, message: wire.Deliver) -> wire.Message:
         """Take a version for use: of the approved plan, or one that was here before; so versions are called back."""
         plan = self.consent.plan(message.run)
         check_number(plan, message.round)
-        vector = wire.unpack(message.vector, plan.adapter.layout)
+        form = check_stage(plan, message.stage, alone=True)
+        vector = wire.unpack(message.vector, form)
         if not self._had(plan, message):
             self.consent.require(plan)
             check_reach(plan, message.round, vector)
-        self._store(StoredAdapter(plan, message.round, vector))
+        self._store(StoredAdapter(plan, message.round, vector, form.arms[0]))
         log.info("version %d of run %s received", message.round, plan.name)
-        return wire.Received(wire.model_hash(plan.adapter.layout, message.vector))
+        return wire.Received(wire.model_hash(form, message.vector))
 
     def _had(self, plan: Plan, message: wire.Deliver) -> bool:
         """Whether a version is harmless: the base model's own output, or accepted here before, as the log says."""

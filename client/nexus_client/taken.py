@@ -12,6 +12,7 @@ from nexus_common import wire
 from nexus_common.errors import Refusal
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
+from nexus_common.stages import Stage, grown
 from nexus_common.versions import PERTURBATION, vector_hash
 
 _ROUNDING: Final = 1.001
@@ -44,9 +45,31 @@ def check_reach(plan: Plan, number: int, vector: Vector) -> None:
         raise Refusal("bad-version", f"version {number} holds {found:.4g}, plan {plan.name} reaches {most:.4g} by then")
 
 
+def check_stage(plan: Plan, number: int, *, alone: bool = False) -> Stage:
+    """The form with this number; Refusal ``wrong-context`` where the plan has none, or a trial where that is no use."""
+    stages = plan.stages
+    if number >= len(stages) or (alone and stages[number].is_trial):
+        raise Refusal("wrong-context", f"stage {number}, plan {plan.name} has {len(stages)}; or a trial is for no use")
+    return stages[number]
+
+
+def check_newborn(plan: Plan, stage: Stage, vector: Vector) -> None:
+    """Refusal ``bad-version`` where a candidate that changes no output yet is not the one that the plan's seed fixes.
+
+    That is how every trial begins.  (Later in it the weights are trained, and ``check_reach`` alone bounds them.)
+    """
+    control, *candidates = stage.split(vector)
+    for arm, found in zip(stage.arms[1:], candidates, strict=True):
+        born = grown(control, stage.arms[0], arm, plan.adapter.seed_bytes)
+        tops = [entry for entry in arm.entries if entry.name not in {one.name for one in stage.arms[0].entries}]
+        silent = all(not found[entry.span].any() for entry in tops if "dendrites" not in entry.name)
+        if silent and not np.array_equal(found, born):
+            raise Refusal("bad-version", f"a trial of plan {plan.name} begins with other weights than its seed fixes")
+
+
 def check_number(plan: Plan, number: int) -> None:
     """Refuse a version that the plan's rounds cannot reach; failed ones and rollbacks count (specification, "Plan")."""
-    most = plan.protocol_plans[0].rounds
+    most = plan.most_inputs
     if number >= most:
         raise Refusal("wrong-context", f"version {number}, plan {plan.name} reaches at most {most - 1}")
 

@@ -83,11 +83,12 @@ def local_update(
     states: States,
     settings: LocalSettings,
     rng: np.random.Generator,
-    on_step: Callable[[int], None] = lambda _: None,
+    on_step: Callable[[int, float], None] = lambda *_: None,
     layer: LayerMaker = DendriticLayer,
 ) -> Vector:
     """Train for ``settings.steps`` steps from ``vector``; the change of it, clipped to L2 norm ``clip_norm``.
 
+    ``on_step`` hears how many steps are done, and the loss of the newest one's batch.
     Raises NexusError where there is nothing to train on or the result is not finite.
     """
     tasks = [task for task in tasks if size(task)]
@@ -105,7 +106,7 @@ def local_update(
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        on_step(step + 1)
+        on_step(step + 1, loss.item())
     trained = adapter.vector()
     if not np.isfinite(trained).all():
         raise NexusError(

@@ -100,15 +100,18 @@ class Workspace:
                 f"{self.base_hash[:12]}… ({self.base_folder}); set base_model in site.toml",
             )
 
-    def ready(self, layout: Layout, progress: Progress = lambda *_: None) -> Readied:
-        """Embed what is missing and return what trains; what is no longer needed leaves the cache."""
+    def ready(self, recipe: Recipe, progress: Progress = lambda *_: None) -> Readied:
+        """Embed what is missing and return what trains; what is no longer needed leaves the cache.
+
+        Where the adapter has salience, or may grow it, all stages train on the rows whose token states are kept.
+        """
         with self._lock:
             material = self.material
             if not material.train:
                 raise Refusal("no-data", f"none of {self.rows.count} rows is a training row; see `nexus-client check`")
             texts, cache = material.texts.items, self.encoder.cache
             held_out = some(material.choose, texts)
-            if layout.salience is None:
+            if all(arm.salience is None for stage in recipe.stages for arm in stage.arms):
                 if self._prunes:
                     cache.keep_only(pooled=texts, tokens=texts)
                 self.encoder.fill(texts, tokens=(), progress=progress)
@@ -124,7 +127,8 @@ class Workspace:
             if self._prunes:
                 cache.keep_only(pooled=texts, tokens=tokens)
             self.encoder.fill(texts, tokens=tokens, progress=progress)
-            return Readied(tasks, held_out, CachedStates(cache, texts, pooled=False))
+            pooled = recipe.adapter.layout.salience is None  # that is what it trains on until salience has grown
+            return Readied(tasks, held_out, CachedStates(cache, texts, pooled=pooled))
 
     def embed(self, adapters: Sequence[tuple[Layout, Vector]], numbers: Ids) -> list[NDArray[np.float32]]:
         """The texts of these numbers under each adapter, [n, 384] of length 1; each text is encoded once at most."""

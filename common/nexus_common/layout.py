@@ -61,6 +61,16 @@ class Layout:
         if self.activation not in ("tanh", "sigmoid"):
             raise Refusal("layout", f"activation {self.activation!r}; known are 'tanh' and 'sigmoid'")
 
+    def __str__(self) -> str:
+        places = {} if self.salience is None else {"salience": self.salience}
+        counts = (places | {"projection": self.projection}).items()
+        return ", ".join(f"{place} ({count} dendrite{'' if count == 1 else 's'})" for place, count in counts)
+
+    @property
+    def dendrites(self) -> int:
+        """Those of both places."""
+        return self.projection + (self.salience or 0)
+
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """Every parameter in vector order: salience before projection, as the data flows."""

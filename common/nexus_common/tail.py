@@ -12,8 +12,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Figure = Literal["loss", "score", "questions", "vote"]
-SCALE: Final[dict[str, float]] = {"loss": 16.0, "score": 1.0, "questions": 4096.0}
+Figure = Literal["train_loss", "loss", "score", "questions", "vote"]
+SCALE: Final[dict[str, float]] = {"train_loss": 16.0, "loss": 16.0, "score": 1.0, "questions": 4096.0}
 """The size at which a figure is cut off; ``vote`` is -1, 0 or 1 and is counted instead."""
 
 

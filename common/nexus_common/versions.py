@@ -5,7 +5,8 @@ made again from any site's file.  Written so that a crash leaves the old file or
 """
 
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ from safetensors.numpy import save
 
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError, Refusal
-from nexus_common.layout import Vector
+from nexus_common.layout import Layout, Vector
 from nexus_common.plan import Plan
 from nexus_common.recipe import Recipe
 
@@ -24,11 +25,12 @@ PERTURBATION: Final = np.float32(2**-14)
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """A vector, the recipe or plan whose layout it has, its number in the run, and what data own ones were made of."""
+    """A vector of a layout, the recipe or plan that led to it, its number there; of own ones, which data made them."""
 
     recipe: Recipe
     number: int
     vector: Vector
+    layout: Layout
     trained_on: str = ""
 
     @property
@@ -41,7 +43,9 @@ class StoredAdapter:
     def write(self, path: Path) -> None:
         """Store durably."""
         kind = "plan" if isinstance(self.recipe, Plan) else "recipe"
-        facts = {kind: self.recipe.model_dump_json(), "number": str(self.number), "trained_on": self.trained_on}
+        layout = json.dumps(asdict(self.layout))
+        facts = {kind: self.recipe.model_dump_json(), "number": str(self.number), "layout": layout}
+        facts["trained_on"] = self.trained_on
         write_durably(path, save({"vector": self.vector}, metadata=facts))
 
     @classmethod
@@ -54,8 +58,9 @@ class StoredAdapter:
                 facts, vector = file.metadata(), np.asarray(file.get_tensor("vector"), np.float32)
             of_plan = "plan" in facts
             recipe = (Plan if of_plan else Recipe).model_validate_json(facts["plan" if of_plan else "recipe"])
-            recipe.adapter.layout.split(vector)
-            return cls(recipe, int(facts["number"]), vector, facts["trained_on"])
+            layout = Layout(**json.loads(facts["layout"]))
+            layout.split(vector)
+            return cls(recipe, int(facts["number"]), vector, layout, facts["trained_on"])
         except (SafetensorError, KeyError, ValueError, TypeError, Refusal) as problem:
             raise NexusError(
                 f"{path} is damaged ({type(problem).__name__}); delete it and restart the agent: what is missing is "

@@ -14,8 +14,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from nexus_common.errors import REFUSALS, Refusal
-from nexus_common.layout import Layout, Vector
+from nexus_common.layout import Vector
 from nexus_common.secagg.labels import label_of
+from nexus_common.stages import Stage
 
 Field = int | str | bytes
 MAX_FIELD_BYTES: Final = 1 << 20
@@ -66,13 +67,15 @@ class Readiness:
 class TrainRound:
     """To a site: train on this version and keep the change for the masked sum.
 
-    ``use`` is 1 where it is also the version in use; ``close`` is 1 in a run's last round, whose change is zero and
-    which is there for what sites report of the version.  What a site answers depends on nothing that its model's name
-    does not hold, or a server could have all others send zeros and read what remains.
+    ``stage`` is the number of the form that the version has (``Plan.stages``); in a trial all arms train.  ``use`` is 1
+    where it is also the version in use; ``close`` is 1 in a run's last round, whose change is zero and which is there
+    for what sites report of the version.  What a site answers depends on nothing that its model's name does not hold,
+    or a server could have all others send zeros and read what remains.
     """
 
     run: bytes
     round: int
+    stage: int
     use: int
     close: int
     vector: bytes
@@ -111,10 +114,11 @@ class Masked:
 
 @dataclass(frozen=True)
 class Deliver:
-    """To a site: the newest version, for its own use; nothing is asked."""
+    """To a site: the newest version, for its own use; nothing is asked.  Of a trial, that is the control alone."""
 
     run: bytes
     round: int
+    stage: int
     vector: bytes
 
 
@@ -242,23 +246,23 @@ def pack(vector: Vector) -> bytes:
     return np.ascontiguousarray(vector, "<f4").tobytes()
 
 
-def unpack(data: bytes, layout: Layout) -> Vector:
+def unpack(data: bytes, stage: Stage) -> Vector:
     """The inverse of ``pack``: exact length and finite values, or Refusal ``bad-update``."""
-    if len(data) != 4 * layout.dim:
-        raise Refusal("bad-update", f"{len(data)} bytes, the layout has {layout.dim} parameters of 4 bytes")
+    if len(data) != 4 * stage.dim:
+        raise Refusal("bad-update", f"{len(data)} bytes, this stage has {stage.dim} parameters of 4 bytes")
     vector = np.frombuffer(data, "<f4").astype(np.float32)
     if not np.isfinite(vector).all():
-        raise Refusal("bad-update", f"{int((~np.isfinite(vector)).sum())} of {layout.dim} values are not finite")
+        raise Refusal("bad-update", f"{int((~np.isfinite(vector)).sum())} of {stage.dim} values are not finite")
     return vector
 
 
-def model_hash(layout: Layout, vector: bytes, *, close: bool = False) -> bytes:
+def model_hash(stage: Stage, vector: bytes, *, close: bool = False) -> bytes:
     """Name a model by its content alone: under another number, run or plan the same weights are the same model.
 
     In a closing round it has another name: sites of which some train and others do not must form no sum.
     """
     label = b"nexus closing model 1\n" if close else b"nexus model 1\n"
-    return hashlib.sha256(label + layout.hash + vector).digest()
+    return hashlib.sha256(label + stage.hash + vector).digest()
 
 
 def purpose(message: Message) -> str:

@@ -48,8 +48,8 @@ def _opened(homes: Path, site: str) -> tuple[Workspace, StoredAdapter]:
 
 def _vector(workspace: Workspace, version: StoredAdapter, plan: Plan) -> np.ndarray:
     """What the site would mask: the update that ``SiteRounds`` makes of this version, and the figures behind it."""
-    layout, limit = plan.adapter.layout, plan.aggregation.range
-    readied, rng = workspace.ready(layout), np.random.default_rng()
+    layout, limit = version.layout, plan.aggregation.range
+    readied, rng = workspace.ready(plan), np.random.default_rng()
     update = local_update(layout, version.vector, readied.tasks, readied.states, plan.local, rng)
-    figures = HeldOut(plan, readied.held_out, readied.states).report(version.vector)
+    figures = HeldOut(plan, readied.held_out, readied.states).report(version.layout, version.vector)
     return np.concatenate([update, tail.encode(plan.aggregation.figures, figures, limit)]).astype(np.float64)

@@ -146,6 +146,17 @@ class Rotated(Body):
     ended: list[str]
 
 
+class TrialLine(Body):
+    """A trial: its arms' names, their newest scores, and which of them won, None while it goes on."""
+
+    begin: int
+    rounds: int
+    of: int
+    arms: tuple[str, ...]
+    scores: tuple[float | None, ...]
+    winner: str | None
+
+
 class Status(Body):
     """One screen: what runs, and what it waits for."""
 
@@ -168,9 +179,22 @@ class Status(Body):
     failures: dict[str, str] = Field(
         default_factory=dict
     )  # of the newest try of the next round, by site; "" is for the round itself
+    trials: tuple[TrialLine, ...] = ()
     round_seconds: tuple[float, ...] = ()
     bytes_up_per_site_round: int | None = None
     connected: tuple[str, ...] = ()
+
+
+class ArmLine(Body):
+    """What a version holds: one adapter, of a trial several; what was reported of it by the cohort that received it.
+
+    ``figures`` are means over that cohort; a vote is their sum.
+    """
+
+    name: str
+    dendrites: int
+    parameters: int
+    figures: dict[str, float]
 
 
 class VersionLine(Body):
@@ -184,7 +208,7 @@ class VersionLine(Body):
     seconds: float | None
     bytes_up: int | None
     state: str
-    figures: dict[str, float]  # means over the cohort that received it; a vote is their sum
+    arms: list[ArmLine]
 
 
 class VersionList(Body):

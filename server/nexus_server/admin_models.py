@@ -1,8 +1,12 @@
 """Administration of versions: list them, go back to one, take some out of use."""
 
+from collections.abc import Mapping, Sequence
+
 from nexus_common.audit import AuditLog
 from nexus_common.errors import NexusError
 from nexus_common.rpc import Method, Nothing
+from nexus_common.stages import Stage
+from nexus_common.tail import Reported
 
 from nexus_server import admin_api as api
 from nexus_server.records import MADE, Run
@@ -26,7 +30,7 @@ class ModelAdministration:
 
     def models(self, _: Nothing) -> api.VersionList:
         """All versions."""
-        versions = self.registry.versions()
+        versions, plans = self.registry.versions(), {run.plan.name: run.plan for run in self.registry.all_runs()}
         figures = {run: self.registry.figures(run) for run in {v.run for v in versions}}
         return api.VersionList(
             versions=[
@@ -39,11 +43,19 @@ class ModelAdministration:
                     seconds=v.seconds,
                     bytes_up=v.bytes_up,
                     state=v.state,
-                    figures={name: one.value for name, one in figures[v.run].get(v.number, {}).items()},
+                    arms=self._arms(plans[v.run].stages[v.stage], figures[v.run].get(v.number, [])),
                 )
                 for v in versions
             ]
         )
+
+    def _arms(self, form: Stage, reported: Sequence[Mapping[str, Reported]]) -> list[api.ArmLine]:
+        """Each arm of a version with what was reported of it."""
+        told = [{figure: one.value for figure, one in arm.items()} for arm in reported] or [{} for _ in form.arms]
+        return [
+            api.ArmLine(name=name, dendrites=layout.dendrites, parameters=layout.dim, figures=figures)
+            for name, layout, figures in zip(form.names, form.arms, told, strict=True)
+        ]
 
     def rollback(self, request: api.Rollback) -> api.VersionList:
         """Use an earlier version at once; training goes on from between it and its successor ("Recovery")."""
@@ -56,9 +68,10 @@ class ModelAdministration:
                 f"version {request.version} of run {run.plan.name} cannot be gone back to; these can: {good or 'none'}"
             )
         after = min(number for number in states if number > request.version)
-        between = self.registry.beside(run, request.version, after)
+        stage, _ = self.registry.adapter(run, request.version)  # of a trial the control goes on
+        between = run.plan.stages[stage].control(self.registry.beside(run, request.version, after))
         self.audit.append("rollback", plan=run.plan.hash.hex(), version=request.version)
-        if not self.registry.roll_back(run, request.version, between):
+        if not self.registry.roll_back(run, request.version, between, stage):
             self.audit.append("rollback void", plan=run.plan.hash.hex(), version=request.version)
             raise NexusError("a round was finished in this instant, so nothing was changed; give the command again")
         self.conductor.wake()

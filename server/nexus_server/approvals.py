@@ -142,7 +142,12 @@ def first_version(registry: Registry, plan: Plan) -> Vector:
             f"plan {plan.name} begins at version {number} of run {before.plan.name}, which is not in use; it may "
             f"begin at {', '.join(map(str, usable)) or 'none'} (`plan new --from {before.plan.name} --from-version V`)"
         )
-    vector = registry.vector(before.plan.name, number)
+    stage, vector = registry.adapter(before, number)
+    if before.plan.stages[stage].arms != (plan.adapter.layout,):
+        raise NexusError(
+            f"version {number} of run {before.plan.name} is {before.plan.stages[stage].arms[0]}, and the plan's "
+            f"[adapter] is {plan.adapter.layout}; `plan new --from {before.plan.name}` writes the right one"
+        )
     if plan.origin.vector not in (None, vector_hash(wire.pack(vector))):
         raise NexusError(f"plan {plan.name} fixes other numbers than version {number} of run {before.plan.name} has")
     return np.array(vector)

@@ -60,6 +60,18 @@ def _withdraw(context: typer.Context, versions: str, run: RunOption = None) -> N
     _print(context, call(context, "withdraw", admin.Withdrawal(run=run, first=first, last=last), admin.VersionList))
 
 
+def _dendrites(arm: admin.ArmLine) -> str:
+    return str(arm.dendrites)
+
+
+def _loss(arm: admin.ArmLine) -> str:
+    return f"{arm.figures['loss']:.3f}" if "loss" in arm.figures else ""
+
+
+def _score(arm: admin.ArmLine) -> str:
+    return f"{100 * arm.figures['score']:.1f}" if "score" in arm.figures else ""
+
+
 def _print(context: typer.Context, answer: admin.VersionList) -> None:
     rows = [
         [
@@ -70,10 +82,9 @@ def _print(context: typer.Context, answer: admin.VersionList) -> None:
             ", ".join(v.cohort) or "(no cohort)",
             v.state,
             f"{v.seconds:.2f}" if v.seconds is not None else "",
-            f"{v.figures['loss']:.3f}" if "loss" in v.figures else "",
-            f"{100 * v.figures['score']:.1f}" if "score" in v.figures else "",
+            *(" | ".join(map(shown, v.arms)) for shown in (_dendrites, _loss, _score)),
         ]
         for v in answer.versions
     ]
-    head = ["run", "version", "hash", "made", "cohort", "state", "seconds", "loss", "score"]
+    head = ["run", "version", "hash", "made", "cohort", "state", "seconds", "dendrites", "loss", "score"]
     show(context, answer.model_dump(), table(head, rows) if rows else "no version yet: nexus-server plan new, train")

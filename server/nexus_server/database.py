@@ -54,6 +54,15 @@ MIGRATIONS: Final = (
     ALTER TABLE invitations ADD COLUMN used REAL;
     UPDATE invitations SET used = created WHERE request_hash IS NOT NULL;
     """,
+    # Growth: which form a version has, and figures of each arm of a trial.
+    """
+    ALTER TABLE versions ADD COLUMN stage INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE figures RENAME TO earlier_figures;
+    CREATE TABLE figures (run TEXT NOT NULL REFERENCES runs(name), number INTEGER NOT NULL, arm INTEGER NOT NULL,
+        name TEXT NOT NULL, value REAL NOT NULL, sites INTEGER NOT NULL, PRIMARY KEY (run, number, arm, name)) STRICT;
+    INSERT INTO figures SELECT run, number, 0, name, value, sites FROM earlier_figures;
+    DROP TABLE earlier_figures;
+    """,
 )
 
 

@@ -35,12 +35,12 @@ class Delivery:
     def deliver(self, run: Run, sites: list[str]) -> None:
         """Send the version in use; where all are withdrawn, the base model's own output."""
         plan, number = run.plan, self.registry.in_use(run.plan.name)
-        vector = (
-            plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
+        stage, vector = (
+            (0, plan.adapter.layout.first_vector(plan.adapter.seed_bytes))
             if number is None
-            else self.registry.vector(plan.name, number)
+            else self.registry.adapter(run, number)
         )
-        message = wire.Deliver(plan.hash, number or 0, wire.pack(vector))
+        message = wire.Deliver(plan.hash, number or 0, stage, wire.pack(vector))
         for site, answer in self.exchange.ask(dict.fromkeys(sites, message), SMALL_TRIP_SECONDS).items():
             if isinstance(answer, wire.Received):
                 self.note(site, plan.name, number)

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 from nexus_common import tail, wire
 from nexus_common.errors import Refusal
-from nexus_common.plan import Plan
 from nexus_common.secagg import codec
 from nexus_common.secagg.plan import ProtocolPlan
 from nexus_common.secagg.server import Server
@@ -33,11 +32,11 @@ NORM_SLACK: Final = 1.001  # rounding of a vector that was scaled to exactly cli
 
 @dataclass(frozen=True)
 class Sum:
-    """What the server may know of a round: its cohort, the mean update [dim], what it reports of the model."""
+    """What the server may know of a round: its cohort, the mean update [dim], what it reports of each of the arms."""
 
     cohort: list[str]
     mean: NDArray[np.float64]
-    reported: dict[str, tail.Reported]
+    reported: list[dict[str, tail.Reported]]
 
 
 class ModelSpent(Exception):
@@ -69,7 +68,7 @@ class Aggregation:
 
         Refusal ``below-threshold`` where too few take part; ``failures`` says why.
         """
-        self.failures, (protocol,) = {}, run.plan.protocol_plans
+        self.failures, protocol = {}, run.plan.protocol_plan(run.stage)
         server = self._server
         usable = server is not None and server.plan.hash == protocol.hash and self._slot + 1 < protocol.slots
         wanted = set(sites)
@@ -126,8 +125,7 @@ class Aggregation:
         found = self.registry.opening(run.plan.name, run.round)
         if found is None:
             return False
-        (protocol,) = run.plan.protocol_plans
-        server = self._server
+        protocol, server = run.plan.protocol_plan(run.stage), self._server
         if server is None or server.plan.hash != protocol.hash or server.kind != "shares" or server.open() != found:
             self._server, self._lost = Server.resumed(protocol, found), set()
             self._slot, self._holding = protocol.slots, set()  # for this sum alone: a new epoch comes next
@@ -155,22 +153,25 @@ class Aggregation:
             return None
         self.missing = ()
         try:
-            return self._opened(run.plan, server)
+            return self._opened(run, server)
         except Refusal as refusal:
             log.error("round %d: %s", run.round + 1, refusal)
             raise ModelSpent from None
 
-    def _opened(self, plan: Plan, server: Server) -> Sum:
+    def _opened(self, run: Run, server: Server) -> Sum:
         total, liars = server.total_despite_liars()
         if liars:
             log.warning("the sum opened without the shares of %s, which spoil it", ", ".join(_named(server, liars)))
         values, _ = codec.decode(server.plan, total, len(server.survivors))
-        dim, figures = plan.adapter.layout.dim, plan.aggregation.figures
-        mean, limit = values[:dim], plan.local.clip_norm
-        if (norm := float(np.linalg.norm(mean))) > limit * NORM_SLACK:
+        form, aggregation = run.form, run.plan.aggregation
+        mean, limit = values[: form.dim], run.plan.local.clip_norm
+        norm = max(float(np.linalg.norm(arm)) for arm in form.split(mean))
+        if norm > limit * NORM_SLACK:
             raise Refusal("norm-bound", f"the mean of updates of at most {limit} has L2 norm {norm:.3f}: a site lies")
-        cohort = _named(server, server.survivors)
-        return Sum(cohort, mean, tail.decode(figures, values[dim:], plan.aggregation.range, len(cohort)))
+        cohort, tails = _named(server, server.survivors), np.split(values[form.dim :], len(form.arms))
+        return Sum(
+            cohort, mean, [tail.decode(aggregation.figures, one, aggregation.range, len(cohort)) for one in tails]
+        )
 
     def _trip(
         self, run: Run, server: Server, messages: Mapping[str, bytes], inboxes: Mapping[str, bytes] | None = None

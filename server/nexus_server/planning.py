@@ -12,7 +12,7 @@ from nexus_common.recipe import Recipe
 from nexus_common.versions import vector_hash
 
 from nexus_server.admin_api import NewPlan, PlanDraft
-from nexus_server.approvals import first_version, origin_run
+from nexus_server.approvals import first_version
 from nexus_server.records import Run
 from nexus_server.registry import Registry
 
@@ -42,6 +42,7 @@ def draft(registry: Registry, request: NewPlan) -> PlanDraft:
         fields["aggregation"] = _merged(fields.get("aggregation"), {"range": request.range})
     if before:
         fields["origin"] = _origin(registry, before, request.version).model_dump(exclude_none=True)
+        fields["adapter"] |= _grown(registry, before, request.version)
     return _checked_draft({key: value for key, value in fields.items() if value is not None})
 
 
@@ -109,8 +110,19 @@ def _origin(registry: Registry, before: Run, version: int | None) -> Origin:
         return Origin(plan=name)
     if version not in {one.number for one in registry.versions(before.plan.name)}:
         raise NexusError(f"run {before.plan.name} has versions 0 to {before.round}, not {version}")
-    vector = registry.vector(before.plan.name, version)
+    _, vector = registry.adapter(before, version)
     return Origin(plan=name, version=version, vector=vector_hash(wire.pack(vector)))
+
+
+def _grown(registry: Registry, before: Run, version: int | None) -> dict[str, object]:
+    """The ``[adapter]`` settings of the version that a plan begins at: the run before may have grown it."""
+    number = version if version is not None else registry.in_use(before.plan.name)
+    if number is None:
+        return {}
+    stage, _ = registry.adapter(before, number)
+    layout = before.plan.stages[stage].arms[0]
+    salience = {"salience": layout.salience is not None, "salience_dendrites": layout.salience or 0}
+    return {**salience, "projection_dendrites": layout.projection}
 
 
 def plan_toml(plan: Plan) -> str:
@@ -150,10 +162,6 @@ def check_proposal(registry: Registry, plan: Plan, where: str) -> None:
         )
     if run is not None or plan.origin is None:
         return
-    if origin_run(registry, plan).plan.adapter.layout != plan.adapter.layout:
-        raise NexusError(
-            f"{where}: [adapter] differs from the plan that it follows, so it cannot begin at its versions"
-        )
     first_version(registry, plan)  # raises where it cannot begin there
 
 

@@ -25,6 +25,7 @@ def adopt(state: Path, version: StoredAdapter) -> None:
     try:
         if registry.run(version.plan.name) is None:  # an interrupted ``init`` may have come this far
             registry.propose(version.plan)
-            registry.create_run(version.plan, version.vector, version.number, STOPPED)
+            stage = [one.arms for one in version.plan.stages].index((version.layout,))
+            registry.create_run(version.plan, version.vector, version.number, stage, STOPPED)
     finally:
         registry.close()

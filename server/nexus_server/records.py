@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nexus_common.plan import Plan
+from nexus_common.stages import Stage
 
 RUNNING: Final = "running"
 STOPPING: Final = "stopping"
@@ -72,14 +73,15 @@ class Standing:
 class Run:
     """A run and how far it came.
 
-    ``round`` is the number of its newest version; ``midpoints`` of its versions were not trained but laid between two
-    others by a rollback.
+    ``round`` is the number of its newest version, which is in ``stage``; ``midpoints`` of its versions were not trained
+    but laid between two others by a rollback.
     """
 
     plan: Plan
     state: str
     round: int
     midpoints: int
+    stage: int
     optimiser: str | None
 
     @property
@@ -87,10 +89,18 @@ class Run:
         """Rounds trained."""
         return self.round - self.midpoints
 
+    @property
+    def form(self) -> Stage:
+        """What its newest version holds."""
+        return self.plan.stages[self.stage]
+
 
 @dataclass(frozen=True)
 class Version:
-    """One committed version: 0 is the first vector; only those in state ``made`` are for use."""
+    """One committed version: 0 is the first vector; only those in state ``made`` are for use, of a trial the control.
+
+    ``stage`` numbers the form that it has (``Plan.stages``).
+    """
 
     run: str
     number: int
@@ -100,3 +110,4 @@ class Version:
     bytes_up: int | None
     created: float
     state: str
+    stage: int

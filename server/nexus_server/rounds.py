@@ -17,8 +17,10 @@ from nexus_common import wire
 from nexus_common.audit import AuditLog
 from nexus_common.disk import LEAST_FREE_BYTES, shortage
 from nexus_common.errors import NexusError, Refusal
+from nexus_common.growth import next_stage
 from nexus_common.hours import minute_of
 from nexus_common.plan import Plan
+from nexus_common.stages import moved
 from nexus_common.versions import trained_from, vector_hash
 
 from nexus_server.aggregate import make_optimiser
@@ -142,7 +144,7 @@ class Conductor:
     def _round(self, run: Run, ready: list[str], *, close: bool = False) -> None:
         """Keys for all who are ready, training, their masked sum; a closing round is for what they report alone."""
         plan, number, started, before = run.plan, run.round + 1, time.monotonic(), self.exchange.bytes_up()
-        self._require_space(plan)
+        self._require_space(run)
         self._closings += close
         self._show("training", _others(plan, ready), run.done + 1)
         left_out: dict[str, str] = {}
@@ -171,9 +173,9 @@ class Conductor:
         """The sites that have trained on the newest version, the hash of the model that it was, why others have not."""
         plan, vector = run.plan, self.registry.vector(run.plan.name, run.round)
         use = self.registry.in_use(plan.name) == run.round
-        request = wire.TrainRound(plan.hash, run.round, int(use), int(close), wire.pack(vector))
+        request = wire.TrainRound(plan.hash, run.round, run.stage, int(use), int(close), wire.pack(vector))
         begins = wire.pack(trained_from(plan, run.round, vector))
-        model = wire.model_hash(plan.adapter.layout, begins, close=close)
+        model = wire.model_hash(run.form, begins, close=close)
         answers = self.exchange.ask(dict.fromkeys(sites, request), plan.round_deadline_seconds)
         trained = sorted(site for site, answer in answers.items() if answer == wire.Trained(model))
         for site in trained:
@@ -211,7 +213,7 @@ class Conductor:
 
     def _commit(self, run: Run, found: Sum, seconds: float | None, received: int | None) -> None:
         plan, number, vector = run.plan, run.round + 1, self.registry.vector(run.plan.name, run.round)
-        optimiser = make_optimiser(plan.server, plan.adapter.layout.dim)
+        optimiser = make_optimiser(plan.server, run.form.dim)
         optimiser.restore(self.registry.optimiser_state(run))
         after = optimiser.apply(trained_from(plan, run.round, vector), found.mean)
         if not np.isfinite(after).all():  # every site would refuse it for ever
@@ -219,13 +221,17 @@ class Conductor:
             self._go_around(run)
             self._came_to_nothing(self.registry.run(plan.name) or run, {"": "the new version is not finite"})
             return
-        self._require_space(plan)
+        stage, state = self._next_stage(run, found), optimiser.state()
+        if stage != run.stage:  # an optimiser's state has the old form
+            after, state = moved(after, run.form, plan.stages[stage], plan.adapter.seed_bytes), {}
+        self._require_space(run)
         digest = vector_hash(wire.pack(after))
         for site in found.cohort:
             self.gathering.pauses.forget(site)
-        self.audit.append("version", plan=plan.hash.hex(), version=number, sha256=digest, cohort=found.cohort)
-        made = (after, optimiser.state(), found.cohort, seconds, received, found.reported)
-        if not self.registry.commit_round(run, *made):
+        self.audit.append(
+            "version", plan=plan.hash.hex(), version=number, stage=stage, sha256=digest, cohort=found.cohort
+        )
+        if not self.registry.commit_round(run, after, state, found.cohort, seconds, received, found.reported, stage):
             log.warning("round %d is void: its run was rolled back or withdrawn meanwhile", number)
             self.audit.append("version void", plan=plan.hash.hex(), version=number, sha256=digest)
             self.pause(PAUSE_AFTER_FAILURE_SECONDS)
@@ -234,9 +240,26 @@ class Conductor:
             "run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(found.cohort), seconds or 0
         )
 
-    def _require_space(self, plan: Plan) -> None:
+    def _next_stage(self, run: Run, found: Sum) -> int:
+        """The number of the form in which the version that a sum makes is kept: a trial may begin or be decided."""
+        plan, line = run.plan, self.registry.line(run)
+        told = tuple({name: one.value for name, one in arm.items()} for arm in found.reported)
+        line[-1] = replace(line[-1], reports=told, by=tuple(found.cohort))
+        stage = next_stage(plan, line, plan.rounds - run.done - 1)
+        if stage is None:
+            return run.stage
+        form = plan.stages[stage]
+        if form.is_trial:
+            log.info("run %s: a trial begins: %s", plan.name, ", ".join(form.names))
+        else:
+            winner = run.form.names[run.form.arms.index(form.arms[0])]
+            scores = ", ".join(f"{name} {one.get('score')}" for name, one in zip(run.form.names, told, strict=True))
+            log.info("run %s: the trial ends, %s goes on; scores: %s", plan.name, winner, scores)
+        return stage
+
+    def _require_space(self, run: Run) -> None:
         """NexusError before anything is spent on, or logged of, a version that could not be kept."""
-        need = max(LEAST_FREE_BYTES, ROUND_BYTES_A_VALUE * plan.adapter.layout.dim)
+        need = max(LEAST_FREE_BYTES, ROUND_BYTES_A_VALUE * run.form.dim)
         if (lacking := shortage(self.registry.folder, need)) is not None:
             raise NexusError(lacking)
 

@@ -4,15 +4,16 @@ A round is committed whole or not at all: its files are written to a temporary n
 transaction names them.  After kill -9 at any instant a run goes on from its newest committed version.
 """
 
-import itertools
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from nexus_common.growth import Point
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.tail import Reported
@@ -43,7 +44,8 @@ class Runs(Sums):
         """A run by name."""
         rows = self.rows(
             "SELECT plan, state, (SELECT max(number) FROM versions WHERE run = name) AS round, "
-            "(SELECT count(*) - 1 FROM versions WHERE run = name AND cohort = '[]') AS midpoints, optimiser "
+            "(SELECT count(*) - 1 FROM versions WHERE run = name AND cohort = '[]') AS midpoints, "
+            "(SELECT stage FROM versions WHERE run = name ORDER BY number DESC LIMIT 1) AS stage, optimiser "
             "FROM runs WHERE name = ?",
             name,
         )
@@ -64,13 +66,13 @@ class Runs(Sums):
         rows = self.rows("SELECT name FROM runs ORDER BY created DESC, rowid DESC LIMIT 1")
         return self.run(rows[0]["name"]) if rows else None
 
-    def create_run(self, plan: Plan, first: Vector, number: int = 0, state: str = RUNNING) -> None:
+    def create_run(self, plan: Plan, first: Vector, number: int = 0, stage: int = 0, state: str = RUNNING) -> None:
         """Begin a run at a version: number 0, or the one that a lost server's run had reached."""
         vector = self._versions.store({"vector": first})
         with self.transaction() as db:
             now = time.time()
             db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, NULL)", (plan.name, plan.canonical, state, now))
-            insert(db, "versions", _version(plan.name, number, vector))
+            insert(db, "versions", _version(plan.name, number, vector, stage))
 
     def set_state(self, run: str, state: str, *, expected: str) -> bool:
         """Change a run's state; False where another thread was faster and it is no longer as expected."""
@@ -86,9 +88,12 @@ class Runs(Sums):
         cohort: list[str],
         seconds: float | None,
         bytes_up: int | None,
-        reported: Mapping[str, Reported],
+        reported: Sequence[Mapping[str, Reported]],
+        stage: int,
     ) -> bool:
         """Make the next version durable together with the optimiser's state and what is ``reported`` of the one before.
+
+        ``vector`` has the form ``stage``, and ``reported`` is by arm of the form before.
 
         False, and nothing is kept, where a rollback or withdrawal came first: the round began from what is no more.
         """
@@ -97,7 +102,7 @@ class Runs(Sums):
             newest = "SELECT number, state FROM versions WHERE run = ? ORDER BY number DESC LIMIT 1"
             if db.execute(newest, (run.plan.name,)).fetchone() not in ((run.round, MADE), (run.round, MIDPOINT)):
                 return False
-            made = _version(run.plan.name, run.round + 1, version)
+            made = _version(run.plan.name, run.round + 1, version, stage)
             insert(db, "versions", made | {"cohort": json.dumps(cohort), "seconds": seconds, "bytes_up": bytes_up})
             db.execute("UPDATE runs SET optimiser = ? WHERE name = ?", (state, run.plan.name))
             write_figures(db, run.plan.name, run.round, reported)
@@ -105,7 +110,7 @@ class Runs(Sums):
             self._optimisers.delete(run.optimiser)
         return True
 
-    def roll_back(self, run: Run, to: int, midpoint: Vector) -> bool:
+    def roll_back(self, run: Run, to: int, midpoint: Vector, stage: int) -> bool:
         """Take the versions after ``to`` out of use; training goes on from ``midpoint``, with a fresh optimiser.
 
         False, and nothing is changed, where a round was committed meanwhile.
@@ -118,7 +123,7 @@ class Runs(Sums):
                 "UPDATE versions SET state = ? WHERE run = ? AND number > ? AND state = ?",
                 (ROLLED_BACK, run.plan.name, to, MADE),
             )
-            insert(db, "versions", _version(run.plan.name, run.round + 1, vector) | {"state": MIDPOINT})
+            insert(db, "versions", _version(run.plan.name, run.round + 1, vector, stage) | {"state": MIDPOINT})
             db.execute("UPDATE runs SET optimiser = NULL WHERE name = ?", (run.plan.name,))
         return True
 
@@ -132,23 +137,24 @@ class Runs(Sums):
             db.execute("DELETE FROM openings WHERE run = ?", (run.plan.name,))
             if _newest(db, run.plan.name) != run.round:
                 return False
-            insert(db, "versions", _version(run.plan.name, run.round + 1, version) | {"state": MIDPOINT})
+            insert(db, "versions", _version(run.plan.name, run.round + 1, version, run.stage) | {"state": MIDPOINT})
         return True
 
     def beside(self, run: Run, number: int, other: int) -> Vector:
         """A vector near version ``number``, towards version ``other``, that is none of the run's yet.
 
-        So the same model is never trained on twice.  Where there is no other version, or nothing between the two, it is
-        a perturbation that the plan seeds (specification, "Recovery").
+        So the same model is never trained on twice.  Where there is no other version of the same form, or nothing
+        between the two, it is a perturbation that the plan seeds (specification, "Recovery").
         """
-        versions = {version.number: version.hash for version in self.versions(run.plan.name)}
-        near, known = self.vector(run.plan.name, number), set(versions.values())
-        middle = self.vector(run.plan.name, other) if other in versions else near
+        versions = {version.number: version for version in self.versions(run.plan.name)}
+        near, known = self.vector(run.plan.name, number), {version.hash for version in versions.values()}
+        alike = other in versions and versions[other].stage == versions[number].stage
+        middle = self.vector(run.plan.name, other) if alike else near
         for _ in range(_HALVINGS):
             middle = ((near.astype(np.float64) + middle) / 2).astype(np.float32)
             if self._versions.name({"vector": middle}) not in known:
                 return middle
-        attempts = (perturbed(run.plan, attempt, near) for attempt in itertools.count(number + 1))
+        attempts = (perturbed(run.plan, attempt, near) for attempt in count(number + 1))
         return next(vector for vector in attempts if self._versions.name({"vector": vector}) not in known)
 
     def withdraw(self, run: str, first: int, last: int) -> int:
@@ -186,8 +192,23 @@ class Runs(Sums):
 
     def spent(self, run: Run) -> bool:
         """Whether sites have given all masked inputs that a run's plan allows, failed rounds included."""
-        (protocol,) = run.plan.protocol_plans
-        return max(self.slots_asked(protocol.hash), run.round) >= protocol.rounds
+        asked = sum(self.slots_asked(protocol.hash) for protocol in run.plan.protocol_plans)
+        return max(asked, run.round) >= run.plan.most_inputs
+
+    def line(self, run: Run) -> list[Point]:
+        """The versions that led to a run's newest one, with what was reported of them."""
+        told = self.figures(run.plan.name)
+        kept = [version for version in self.versions(run.plan.name) if version.state in (MADE, MIDPOINT)]
+        return [
+            Point(
+                version.number,
+                version.stage,
+                tuple({name: one.value for name, one in arm.items()} for arm in told.get(version.number, [])),
+                after.cohort if after else (),
+                version.state == MADE,
+            )
+            for version, after in zip_longest(kept, kept[1:])
+        ]
 
     def last_failure(self, run: Run) -> dict[str, str]:
         """Why the newest try of a run's next round came to nothing, by site; empty where none did."""
@@ -198,7 +219,7 @@ class Runs(Sums):
     def versions(self, run: str | None = None) -> list[Version]:
         """All versions, oldest first."""
         rows = self.rows(
-            "SELECT run, number, hash, cohort, seconds, bytes_up, created, state FROM versions "
+            "SELECT run, number, hash, cohort, seconds, bytes_up, created, state, stage FROM versions "
             "WHERE ?1 IS NULL OR run = ?1 ORDER BY created, number",
             run,
         )
@@ -209,6 +230,13 @@ class Runs(Sums):
         (row,) = self.rows("SELECT hash FROM versions WHERE run = ? AND number = ?", run, number)
         return self._versions.load(row["hash"])["vector"]
 
+    def adapter(self, run: Run, number: int) -> tuple[int, Vector]:
+        """A version for use, with the number of its stage; of a trial it is the control."""
+        (row,) = self.rows("SELECT stage FROM versions WHERE run = ? AND number = ?", run.plan.name, number)
+        stages = run.plan.stages
+        held = stages[row["stage"]]
+        return stages.index(held.alone), held.control(self.vector(run.plan.name, number))
+
     def optimiser_state(self, run: Run) -> dict[str, NDArray[np.float64]]:
         """The server optimiser's state after the newest round."""
         return self._optimisers.load(run.optimiser) if run.optimiser else {}
@@ -218,6 +246,6 @@ def _newest(db: sqlite3.Connection, run: str) -> int:
     return int(db.execute("SELECT max(number) FROM versions WHERE run = ?", (run,)).fetchone()[0])
 
 
-def _version(run: str, number: int, vector: str) -> dict[str, Any]:
+def _version(run: str, number: int, vector: str, stage: int) -> dict[str, Any]:
     """A version's row before anybody has trained it."""
-    return {"run": run, "number": number, "hash": vector, "cohort": "[]", "created": time.time()}
+    return {"run": run, "number": number, "hash": vector, "cohort": "[]", "created": time.time(), "stage": stage}

@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
@@ -54,21 +54,26 @@ class Sums(Database):
         with self.transaction() as db:
             db.execute("DELETE FROM openings WHERE run = ?", (run,))
 
-    def figures(self, run: str) -> dict[int, dict[str, Reported]]:
-        """What cohorts reported of a run's versions."""
-        found: dict[int, dict[str, Reported]] = {}
-        for row in self.rows("SELECT number, name, value, sites FROM figures WHERE run = ?", run):
-            found.setdefault(row["number"], {})[row["name"]] = Reported(row["value"], row["sites"])
+    def figures(self, run: str) -> dict[int, list[dict[str, Reported]]]:
+        """What cohorts reported of a run's versions, by number and arm; the first arm is the control or the only one.
+
+        An arm of which nothing was reported is there, empty, where something was of a later one.
+        """
+        found: dict[int, list[dict[str, Reported]]] = {}
+        for row in self.rows("SELECT number, arm, name, value, sites FROM figures WHERE run = ? ORDER BY arm", run):
+            arms = found.setdefault(row["number"], [])
+            arms += ({} for _ in range(row["arm"] + 1 - len(arms)))
+            arms[row["arm"]][row["name"]] = Reported(row["value"], row["sites"])
         return found
 
-    def note_figures(self, run: str, number: int, reported: Mapping[str, Reported]) -> None:
+    def note_figures(self, run: str, number: int, reported: Sequence[Mapping[str, Reported]]) -> None:
         """What a cohort reports of the version it received; the sum behind it is done with."""
         with self.transaction() as db:
             write_figures(db, run, number, reported)
 
 
-def write_figures(db: sqlite3.Connection, run: str, number: int, reported: Mapping[str, Reported]) -> None:
-    """Within a transaction: the figures of a version, and the end of its opening."""
-    rows = [(run, number, name, one.value, one.sites) for name, one in reported.items()]
-    db.executemany("INSERT OR REPLACE INTO figures VALUES (?, ?, ?, ?, ?)", rows)
+def write_figures(db: sqlite3.Connection, run: str, number: int, reported: Sequence[Mapping[str, Reported]]) -> None:
+    """Within a transaction: the figures of a version's arms, and the end of its opening."""
+    rows = [(run, number, n, name, one.value, one.sites) for n, arm in enumerate(reported) for name, one in arm.items()]
+    db.executemany("INSERT OR REPLACE INTO figures VALUES (?, ?, ?, ?, ?, ?)", rows)
     db.execute("DELETE FROM openings WHERE run = ?", (run,))

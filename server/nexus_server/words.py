@@ -15,7 +15,7 @@ _STEPS: Final = {"training": "its sites train", "adding": "its masked updates ar
 
 def sentence(status: admin.Status) -> str:
     """The run's state in one line, and what waits or is wrong in further ones."""
-    lines = [_run(status)] if status.run else []
+    lines = [_run(status), *map(_trial, status.trials)] if status.run else []
     if status.wanted and status.approvals_missing:
         lines.append(
             f"plan {status.wanted} waits for the approval of {', '.join(status.approvals_missing)} "
@@ -58,6 +58,16 @@ def _run(status: admin.Status) -> str:
     if status.phase in _STEPS and time.time() - status.phase_since > LONG_SECONDS:
         head += f"; round {status.round + 1}: {_STEPS[status.phase]} since {moment(status.phase_since)}"
     return head + (f"; goes on without {missing}" if missing else "")
+
+
+def _trial(trial: admin.TrialLine) -> str:
+    """Whether a dendrite earned its place, with the arms' scores on what the sites hold out."""
+    arms = zip(trial.arms, trial.scores, strict=True)
+    scores = ", ".join(name if score is None else f"{name} {100 * score:.2f}" for name, score in arms)
+    if trial.winner is None:
+        return f"trial since version {trial.begin}, {trial.rounds} of {trial.of} rounds: {scores}"
+    stays = "no dendrite earned its place" if trial.winner == trial.arms[0] else f"the {trial.winner} stays"
+    return f"trial from version {trial.begin}: {stays} ({scores})"
 
 
 def _failure(site: str, reason: str) -> str:

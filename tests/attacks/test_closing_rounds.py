@@ -70,7 +70,7 @@ def test_a_model_opened_in_a_round_is_not_opened_in_a_closing_round_too(
             site.memory.under(federation.plan, *federation.plan.protocol_plans)
     run, layout = federation.registry.run("sim"), federation.plan.adapter.layout
     first = federation.registry.vector("sim", 0)
-    closing = wire.TrainRound(federation.plan.hash, 0, 0, 1, wire.pack(first))
+    closing = wire.TrainRound(federation.plan.hash, 0, 0, 0, 1, wire.pack(first))
     federation.conductor.exchange.ask(dict.fromkeys(FIVE, closing), 5.0)
     model = wire.model_hash(layout, wire.pack(trained_from(federation.plan, 0, first)), close=True)
     masked = federation.conductor.masked

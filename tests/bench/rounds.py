@@ -74,14 +74,14 @@ class Bench:
         began, registry, plan = time.monotonic(), self.server.registry, self.control
         run = registry.run(plan.name)
         before = registry.vector(plan.name, run.round)
-        request = wire.TrainRound(PLAIN, run.round, 0, 0, wire.pack(before))
+        request = wire.TrainRound(PLAIN, run.round, 0, 0, 0, wire.pack(before))
         answers = self.exchange.inner.ask(dict.fromkeys(plan.names, request), plan.round_deadline_seconds)
         updates = [wire.unpack(answers[name].vector, plan.adapter.layout) for name in plan.names]
         optimiser = make_optimiser(plan.server, plan.adapter.layout.dim)
         optimiser.restore(registry.optimiser_state(run))
         after = optimiser.apply(before, np.mean(updates, axis=0, dtype=np.float64))
         seconds = time.monotonic() - began
-        assert registry.commit_round(run, after, optimiser.state(), list(plan.names), seconds, 0, {})
+        assert registry.commit_round(run, after, optimiser.state(), list(plan.names), seconds, 0, [], 0)
         return time.monotonic() - began
 
 

@@ -89,7 +89,7 @@ def plain(count: int) -> Took:
         exchange, vector = grid.exchange(AuditLog(Path(folder) / "audit.jsonl")), np.zeros(FLOATS, "<f4")
         clock.mark()
         for number in range(ROUNDS):
-            request = wire.TrainRound(bytes(32), number, 0, 0, vector.tobytes())
+            request = wire.TrainRound(bytes(32), number, 0, 0, 0, vector.tobytes())
             total = np.zeros(FLOATS)
             for answer in exchange.ask(dict.fromkeys(names, request), LIMIT_SECONDS).values():
                 assert isinstance(answer, wire.Masked)

@@ -30,9 +30,9 @@ def main() -> None:
     notes = os.open(path.parent / f"{name}.notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     note_opened = PlanRecord.note_opened
 
-    def noted(record: PlanRecord, model: bytes) -> None:
-        os.write(notes, f"opened {model.hex()}\n".encode())
-        note_opened(record, model)
+    def noted(record: PlanRecord, *names: bytes) -> None:
+        os.write(notes, "".join(f"opened {name.hex()}\n" for name in names).encode())
+        note_opened(record, *names)
 
     PlanRecord.note_opened = noted  # type: ignore[method-assign]
     record = ProtocolRecord(state / "protocol.sqlite")

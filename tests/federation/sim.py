@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from nexus_client.masking import Made, Masking, Records
+from nexus_client.masking import Made, Masking, Records, weights_names
 from nexus_common import certs, wire
 from nexus_common import flower as fl
 from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
 from nexus_common.journal import Journal
+from nexus_common.layout import Layout
 from nexus_common.plan import Plan, plan_from_wire
 from nexus_common.secagg.keys import signed
 from nexus_common.secagg.plan import ProtocolPlan
+from nexus_common.stages import Stage
 from nexus_common.versions import trained_from
 from nexus_server import flower as fs
 from nexus_server.exchange import DEADLINE, SILENT, GridExchange
@@ -132,7 +134,6 @@ class SimSite:
 
     def __call__(self, message: wire.Message) -> wire.Message:
         """Answer as ``nexus_client.rounds`` does."""
-        layout = self.plan.adapter.layout
         if isinstance(message, wire.Propose):
             asked = plan_from_wire(message.plan).hash
             standing = self.standing if asked == self.plan.hash else wire.PENDING
@@ -145,19 +146,21 @@ class SimSite:
             return wire.Readiness(wire.READY)
         if isinstance(message, wire.Deliver):
             self.received.append(message.round)
-            return wire.Received(wire.model_hash(layout, message.vector))
+            return wire.Received(wire.model_hash(self.plan.stages[message.stage], message.vector))
         if isinstance(message, wire.Ask):
             return self.say(message)
         assert isinstance(message, wire.TrainRound)
         if not self.prepared:
             raise Refusal("wrong-context", "a process that has just started knows no run")
-        begins = trained_from(self.plan, message.round, wire.unpack(message.vector, layout))
-        close, packed, made = bool(message.close), wire.pack(begins), self.masking.made
-        model, other = (wire.model_hash(layout, packed, close=named) for named in (close, not close))
+        form, made = self.plan.stages[message.stage], self.masking.made
+        begins = trained_from(self.plan, message.round, wire.unpack(message.vector, form))
+        model = wire.model_hash(form, wire.pack(begins), close=bool(message.close))
         if made is None or made.model != model:
             self.trained += not message.close
-            update = np.zeros(layout.dim, np.float32) if message.close else self.update(begins)
-            self.masking.made = Made(model, other, update, self.figures)
+            update = np.zeros(form.dim, np.float32) if message.close else self.updates(form, begins)
+            figures = [self.report(arm, weights) for arm, weights in zip(form.arms, form.split(begins), strict=True)]
+            weights = weights_names(self.plan, message.stage, begins)
+            self.masking.made = Made(model, message.stage, weights, update, figures)
         if message.close:
             self.received.append(message.round)
         return wire.Trained(model)
@@ -166,9 +169,23 @@ class SimSite:
         """The reply to a message of the protocol."""
         return self.masking.answer(message, 0)
 
+    def updates(self, form: Stage, begins: np.ndarray) -> np.ndarray:
+        """Each arm's update; dendrites, which a trial alone has, stay as they are."""
+        arms = zip(form.arms, form.split(begins), strict=True)
+        return np.concatenate(
+            [
+                self.update(weights) if len(weights) == len(self.target) else np.zeros_like(weights)
+                for _, weights in arms
+            ]
+        )
+
     def update(self, vector: np.ndarray) -> np.ndarray:
         """Half the way to the target."""
         return ((self.target - vector) / 2).astype(np.float32)
+
+    def report(self, layout: Layout, weights: np.ndarray) -> dict[str, float]:
+        """What the site says of an adapter."""
+        return self.figures
 
 
 class Liar(SimSite):

@@ -260,7 +260,7 @@ def test_withdrawn_versions_stop_their_run_and_sites_get_the_one_before(tmp_path
 def test_a_lost_server_goes_on_from_a_sites_version(tmp_path: Path, first: Plan) -> None:
     vector = first.adapter.layout.first_vector(bytes(8)) + np.float32(0.5)
     for _ in range(2):  # an interrupted ``init`` may be repeated
-        adopt(tmp_path / "state", StoredAdapter(first, 1, vector))
+        adopt(tmp_path / "state", StoredAdapter(first, 1, vector, first.adapter.layout))
     registry = Registry(tmp_path / "state")
     run = registry.run("first")
     assert run is not None

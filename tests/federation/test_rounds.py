@@ -84,8 +84,8 @@ def test_fifty_sites_do_five_rounds_and_get_the_last_version(tmp_path: Path) -> 
     np.testing.assert_allclose(federation.registry.vector("sim", 5), expected, atol=STEP)
     reported = federation.registry.figures("sim")
     assert reported.keys() == {0, 1, 2, 3, 4, 5}, "a closing round is there for what sites report of the last version"
-    assert reported[5]["score"].sites == reported[5]["vote"].value == 50
-    assert reported[5]["questions"].value == pytest.approx(100, abs=0.1)
+    assert reported[5][0]["score"].sites == reported[5][0]["vote"].value == 50
+    assert reported[5][0]["questions"].value == pytest.approx(100, abs=0.1)
 
 
 def test_a_silent_site_is_left_out_and_joins_again(tmp_path: Path) -> None:

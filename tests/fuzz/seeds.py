@@ -65,12 +65,12 @@ def messages() -> tuple[wire.Message, ...]:
         wire.signed_standing(identity_of(SITES[0]), plan.hash, SITES[0], "pending", "too-few-rows"),
         wire.Prepare(plan.canonical),
         wire.Readiness("preparing"),
-        wire.TrainRound(hashed, 3, 1, 0, bytes(64)),
+        wire.TrainRound(hashed, 3, 0, 1, 0, bytes(64)),
         wire.Trained(hashed),
         *(wire.Ask(hashed, 3, b"", data) for data in said),
         *(wire.Say(data) for data in said),
         wire.Masked(b"\x01" * 300),
-        wire.Deliver(hashed, 3, bytes(64)),
+        wire.Deliver(hashed, 3, 0, bytes(64)),
         wire.Received(hashed),
         wire.Certify(certificates()[0], authorities()),
         wire.Certified(hashed),
@@ -291,7 +291,9 @@ def _written(write: Any) -> bytes:
 def adapters() -> list[bytes]:
     """The headers of versions and own adapters on disk; their numbers follow as zeros."""
     whole = [(recipe, Layout(0, 0)) for recipe in (plans()[0], Recipe())]
-    files = [_written(StoredAdapter(one, 3, np.zeros(layout.dim, np.float32), "x").write) for one, layout in whole]
+    vectors = [np.zeros(layout.dim, np.float32) for _, layout in whole]
+    stored = [StoredAdapter(one, 3, v, layout, "x") for (one, layout), v in zip(whole, vectors, strict=True)]
+    files = [_written(one.write) for one in stored]
     return [file[: -4 * layout.dim] for file, (_, layout) in zip(files, whole, strict=True)]
 
 

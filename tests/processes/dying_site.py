@@ -29,9 +29,9 @@ def make_mortal(write: str) -> None:
     setattr(PlanRecord, write, mortal)
     open_here = PlanRecord.note_opened  # the mortal one, where that is the write
 
-    def counted(self: PlanRecord, model_hash: bytes) -> None:
-        open_here(self, model_hash)
-        opened.append(model_hash)
+    def counted(self: PlanRecord, *names: bytes) -> None:
+        open_here(self, *names)
+        opened.extend(names)
 
     PlanRecord.note_opened = counted  # type: ignore[method-assign]
 

@@ -51,8 +51,9 @@ class MemoryRecord:
     def was_opened(self, model_hash: bytes) -> bool:
         return model_hash in self.opened
 
-    def note_opened(self, model_hash: bytes) -> None:
-        self.opened.add(model_hash)
+    def note_opened(self, *names: bytes) -> None:
+        for name in names:
+            self.opened.add(name)
 
 
 def site_of(vector: Any, one: Any) -> Client:

@@ -102,12 +102,12 @@ def test_a_task_without_rows_has_no_part() -> None:
 
 
 def test_without_a_hold_out_nothing_is_reported() -> None:
-    assert HeldOut(RECIPE, [], RandomStates(1)).report(FIRST) == {}
+    assert HeldOut(RECIPE, [], RandomStates(1)).report(LAYOUT, FIRST) == {}
 
 
 def test_the_base_models_own_output_gets_no_vote() -> None:
     texts, task = pairs(40)
-    report = held_out([task], texts).report(FIRST)
+    report = held_out([task], texts).report(LAYOUT, FIRST)
     assert report.keys() == {"loss", "score", "questions", "vote"}
     assert (report["vote"], report["questions"]) == (0, 40)
 
@@ -115,7 +115,7 @@ def test_the_base_models_own_output_gets_no_vote() -> None:
 def test_loss_and_score_are_as_defined() -> None:
     texts, task = pairs()
     states = RandomStates(len(texts.items))
-    report = HeldOut(RECIPE, [task], states).report(FIRST)
+    report = HeldOut(RECIPE, [task], states).report(LAYOUT, FIRST)
     logits = states.pooled(task.queries).numpy() @ states.pooled(task.passages).numpy().T / SETTINGS.temperature
     right = [int(places[0]) for places in task.positives]
     losses = [np.log(np.exp(row - row[at]).sum()) for row, at in zip(logits, right, strict=True)]
@@ -130,9 +130,8 @@ def test_scored_pairs_report_squared_error_and_rank_correlation() -> None:
     states = RandomStates(len(texts.items))
     a, b = states.pooled(task.a).numpy(), states.pooled(task.b).numpy()
     cosine = (a * b).sum(axis=1)
-    report = HeldOut(RECIPE, [dataclasses.replace(task, score=np.argsort(np.argsort(cosine)) / 2)], states).report(
-        FIRST
-    )
+    task = dataclasses.replace(task, score=np.argsort(np.argsort(cosine)) / 2)
+    report = HeldOut(RECIPE, [task], states).report(LAYOUT, FIRST)
     assert report["score"] == pytest.approx(1)
     assert report["loss"] == pytest.approx(np.mean((cosine - np.argsort(np.argsort(cosine)) / 2) ** 2), rel=1e-4)
 
@@ -144,7 +143,7 @@ def test_a_model_trained_on_the_hold_out_itself_has_less_loss_and_the_sites_vote
     tasks = {"ranking": [task], "scored": [], "both": [task]}[kinds]
     tasks = [*tasks, ScoredTask.from_pairs(texts, rows)] if kinds != "ranking" else tasks
     judge = held_out(tasks, texts)
-    before, after = judge.report(FIRST), judge.report(trained(tasks, texts))
+    before, after = judge.report(LAYOUT, FIRST), judge.report(LAYOUT, trained(tasks, texts))
     assert after["loss"] < 0.7 * before["loss"]
     assert after["score"] > before["score"] + CLEARLY
     assert after["vote"] == 1
@@ -155,17 +154,17 @@ def test_a_model_that_spoils_the_order_gets_a_vote_against_it() -> None:
     judge = held_out([task], texts)
     good = trained([task], texts)
     spoilt = (2 * FIRST - good).astype(np.float32)  # as far in the wrong way
-    assert judge.report(spoilt)["vote"] == -1
+    assert judge.report(LAYOUT, spoilt)["vote"] == -1
 
 
 def test_the_same_version_gives_the_same_report() -> None:
     texts, task = pairs(40)
     vector = trained([task], texts)
-    assert held_out([task], texts).report(vector) == held_out([task], texts).report(vector)
+    assert held_out([task], texts).report(LAYOUT, vector) == held_out([task], texts).report(LAYOUT, vector)
 
 
 def test_a_report_changes_nothing() -> None:
     texts, task = pairs()
     vector = FIRST.copy()
-    held_out([task], texts).report(vector)
+    held_out([task], texts).report(LAYOUT, vector)
     np.testing.assert_array_equal(vector, FIRST)

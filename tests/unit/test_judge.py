@@ -147,7 +147,7 @@ def test_without_adapters_there_are_no_examples(workspace: Workspace) -> None:
 
 
 def test_the_choosing_part_prefers_the_better_adapter(workspace: Workspace) -> None:
-    scores = chosen_scores(workspace, PLAIN, [born(), blind()])
+    scores = chosen_scores(workspace, [(PLAIN, born()), (PLAIN, blind())])
     assert scores is not None
     assert scores[0] > scores[1]
     assert scores[0] == pytest.approx(1.0)
@@ -172,7 +172,7 @@ def test_nothing_to_choose_by_is_no_score(workspace: Workspace, tmp_path: Path) 
     data = {"data": (workspace.settings.data[0].model_copy(update={"path": "rows.jsonl", "group": None}),)}
     settings = workspace.settings.model_copy(update={**data, "holdout_share": 0.0})
     bare = Workspace(SiteHome("a", tmp_path, tmp_path / "state"), settings)
-    assert chosen_scores(bare, PLAIN, [born()]) is None
+    assert chosen_scores(bare, [(PLAIN, born())]) is None
     assert judge(bare, {"alone": (PLAIN, born())}) == ([], [])
 
 

@@ -155,7 +155,7 @@ def test_the_protocol_plans_derive_by_the_specifications_rule() -> None:
     found = make_plan("abcde", name="demo", rounds=7, min_cohort=4)
     (derived,) = found.protocol_plans
     model = hashlib.sha256(b"nexus-sa/1 layout\n" + found.hash + found.adapter.layout.hash).digest()
-    assert (derived.run, derived.model, derived.rounds, derived.dim) == ("demo.0", model, 34, 148_224 + 7)
+    assert (derived.run, derived.model, derived.rounds, derived.dim) == ("demo.0", model, 34, 148_224 + 9)
     assert (derived.t, derived.min_cohort, derived.quorum, found.quorum) == (4, 4, 4, 4)
     assert derived.roster == tuple((one.name, bytes.fromhex(one.key)) for one in found.sites)
 

@@ -31,7 +31,7 @@ def registry(tmp_path: Path) -> Registry:
     made.create_run(FIRST, FIRST.adapter.layout.first_vector(bytes(8)))
     run = made.run("first")
     assert run is not None
-    made.commit_round(run, made.vector("first", 0) + np.float32(1), {}, list(FIRST.names), 1.0, 1, {})
+    made.commit_round(run, made.vector("first", 0) + np.float32(1), {}, list(FIRST.names), 1.0, 1, [], 0)
     return made
 
 
@@ -159,7 +159,7 @@ def test_the_file_begins_with_what_people_read_first() -> None:
         (make_plan(("bank-a", "hospital-a", "hospital-x")), "not enrolled: hospital-x; did you mean 'hospital-"),
         (make_plan(SITES, end_date="2020-01-01"), "end_date 2020-01-01 has passed"),
         (make_plan(SITES, name="first"), r"exists with other settings \(rounds, adapter\)"),
-        (make_plan(SITES, origin={"plan": FIRST.hash.hex()}), r"\[adapter\] differs"),
+        (make_plan(SITES, origin={"plan": FIRST.hash.hex()}), r"the plan's \[adapter\] is"),
         (make_plan(SITES, origin={"plan": "0" * 64}), "follows a plan that this server never ran"),
     ],
 )

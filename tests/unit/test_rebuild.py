@@ -22,7 +22,7 @@ VECTOR = PLAN.adapter.layout.first_vector(bytes(8)) + np.float32(0.25)
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    StoredAdapter(PLAN, 3, VECTOR).write(tmp_path / "federated.safetensors")
+    StoredAdapter(PLAN, 3, VECTOR, PLAN.adapter.layout).write(tmp_path / "federated.safetensors")
     return tmp_path / "federated.safetensors"
 
 
@@ -33,7 +33,7 @@ def test_a_sites_version_is_read(file: Path) -> None:
 
 
 def test_what_is_no_federated_version_is_said(file: Path) -> None:
-    StoredAdapter(Recipe(), 3, VECTOR).write(file.with_name("alone.safetensors"))
+    StoredAdapter(Recipe(), 3, VECTOR, PLAN.adapter.layout).write(file.with_name("alone.safetensors"))
     file.with_name("cut.safetensors").write_bytes(file.read_bytes()[:-1])
     for name, said in (
         ("alone.safetensors", "belongs to no plan"),
@@ -48,7 +48,7 @@ def test_init_from_a_version_has_its_run_stopped_where_the_site_stood(file: Path
     home = file.parent / "server"
     assert main(["init", "--home", str(home), "--from-version", str(file)]) == 0
     registry = Registry(home / "state")
-    assert registry.last_run() == Run(PLAN, STOPPED, 3, 0, None)
+    assert registry.last_run() == Run(PLAN, STOPPED, 3, 0, 0, None)
     assert registry.plan(PLAN.name) == PLAN
     np.testing.assert_array_equal(registry.vector(PLAN.name, 3), VECTOR)
 
@@ -65,7 +65,8 @@ def test_a_run_that_was_adopted_is_trained_to_its_end(tmp_path: Path) -> None:
     whole, lost = Federation(tmp_path / "whole", PLAN), Federation(tmp_path / "lost", PLAN)
     whole.turns(7)
     lost.turns(3)
-    version = StoredAdapter(PLAN, lost.round, np.array(lost.registry.vector(PLAN.name, lost.round)))
+    vector = np.array(lost.registry.vector(PLAN.name, lost.round))
+    version = StoredAdapter(PLAN, lost.round, vector, PLAN.adapter.layout)
     lost.registry.close()
     shutil.rmtree(tmp_path / "lost")
     adopt(tmp_path / "lost", version)

@@ -38,7 +38,7 @@ def run(registry: Registry) -> Run:
 
 def commit(registry: Registry, number: int) -> None:
     state = {"velocity": np.full(4, number / 10)}
-    registry.commit_round(run(registry), VECTORS[number], state, ["a", "b", "c"], 1.5, 99, {})
+    registry.commit_round(run(registry), VECTORS[number], state, ["a", "b", "c"], 1.5, 99, [], 0)
 
 
 def velocity(registry: Registry) -> float | None:
@@ -59,7 +59,7 @@ def sql(registry: Registry, statement: str, *values: object) -> None:
 
 
 def test_a_run_begins_at_its_first_vector(registry: Registry) -> None:
-    assert run(reopened(registry)) == Run(PLAN, RUNNING, 0, 0, None)
+    assert run(reopened(registry)) == Run(PLAN, RUNNING, 0, 0, 0, None)
     np.testing.assert_array_equal(Registry(registry.folder).vector("demo", 0), VECTORS[0])
 
 
@@ -106,7 +106,7 @@ def test_a_crash_between_files_and_commit_leaves_the_last_round_whole(registry: 
 def test_a_round_cannot_be_committed_twice(registry: Registry) -> None:
     stale = run(registry)
     commit(registry, 1)
-    assert not registry.commit_round(stale, VECTORS[2], {}, ["a"], 1.0, 0, {})
+    assert not registry.commit_round(stale, VECTORS[2], {}, ["a"], 1.0, 0, [], 0)
     assert velocity(registry) == 0.1
     np.testing.assert_array_equal(registry.vector("demo", 1), VECTORS[1])
 
@@ -122,7 +122,7 @@ def test_a_state_that_another_run_has_too_is_kept(registry: Registry) -> None:
     registry.create_run(PLAN.model_copy(update={"name": "other"}), VECTORS[0])
     commit(registry, 1)
     other = registry.run("other")
-    registry.commit_round(other, VECTORS[1], {"velocity": np.full(4, 0.1)}, ["a"], 1.0, 0, {})
+    registry.commit_round(other, VECTORS[1], {"velocity": np.full(4, 0.1)}, ["a"], 1.0, 0, [], 0)
     commit(registry, 2)
     other = registry.run("other")
     assert registry.optimiser_state(other)["velocity"][0] == 0.1
@@ -149,7 +149,7 @@ def test_a_run_is_active_until_it_has_stopped(registry: Registry, state: str, ac
     registry.set_state("demo", state, expected=RUNNING)
     again = reopened(registry)
     assert bool(again.active_run()) == active
-    assert again.last_run() == Run(PLAN, state, 0, 0, None)
+    assert again.last_run() == Run(PLAN, state, 0, 0, 0, None)
 
 
 def test_a_second_run_of_a_name_changes_nothing(registry: Registry) -> None:
@@ -161,12 +161,12 @@ def test_a_second_run_of_a_name_changes_nothing(registry: Registry) -> None:
 def test_a_rollback_takes_later_versions_out_of_use_and_trains_on_from_between(registry: Registry) -> None:
     for number in (1, 2, 3):
         commit(registry, number)
-    registry.roll_back(run(registry), 1, np.full(4, 1.5, np.float32))
+    registry.roll_back(run(registry), 1, np.full(4, 1.5, np.float32), 0)
     again = reopened(registry)
     assert [v.state for v in again.versions("demo")] == [MADE, MADE, ROLLED_BACK, ROLLED_BACK, MIDPOINT]
     assert (again.in_use("demo"), run(again).round, run(again).done, velocity(again)) == (1, 4, 3, None)
     np.testing.assert_array_equal(again.vector("demo", 4), np.full(4, 1.5))
-    assert again.commit_round(run(again), VECTORS[0], {}, ["a", "b", "c"], 1.0, 0, {})
+    assert again.commit_round(run(again), VECTORS[0], {}, ["a", "b", "c"], 1.0, 0, [], 0)
     assert (again.in_use("demo"), run(again).done) == (5, 4)
 
 
@@ -174,11 +174,11 @@ def test_a_round_that_began_before_a_rollback_or_withdrawal_is_void(registry: Re
     for number in (1, 2):
         commit(registry, number)
     stale = run(registry)
-    registry.roll_back(stale, 1, VECTORS[1])
-    assert not registry.commit_round(stale, VECTORS[3], {}, ["a"], 1.0, 0, {})
+    registry.roll_back(stale, 1, VECTORS[1], 0)
+    assert not registry.commit_round(stale, VECTORS[3], {}, ["a"], 1.0, 0, [], 0)
     current = run(registry)
     registry.withdraw("demo", 1, current.round)
-    assert not registry.commit_round(current, VECTORS[3], {}, ["a"], 1.0, 0, {})
+    assert not registry.commit_round(current, VECTORS[3], {}, ["a"], 1.0, 0, [], 0)
     assert [v.state for v in registry.versions("demo")] == [MADE, *[WITHDRAWN] * 3]
     assert registry.in_use("demo") == 0
 
@@ -187,7 +187,7 @@ def test_a_rollback_or_withdrawal_of_what_is_not_the_newest_any_more_changes_not
     commit(registry, 1)
     stale = run(registry)
     commit(registry, 2)
-    assert not registry.roll_back(stale, 0, VECTORS[1])
+    assert not registry.roll_back(stale, 0, VECTORS[1], 0)
     assert registry.withdraw("demo", 1, 1) == 2
     assert [v.state for v in registry.versions("demo")] == [MADE] * 3
     assert velocity(registry) == 0.2

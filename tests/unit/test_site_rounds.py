@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.workspace import Workspace
 from nexus_common import audit, certs, tail, wire
 from nexus_common.errors import NexusError, Refusal
+from nexus_common.layout import Layout
 from nexus_common.plan import Plan
 from nexus_common.secagg import codec
 from nexus_common.secagg.client import Client, Offer
@@ -45,7 +47,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     made = Workspace(SiteHome("a", folder, folder / "state"), SiteSettings.model_validate(fields, strict=False))
     made.place.keys.mkdir(parents=True)
     certs.save_key(made.place.keys / "identity.key", identity_of("a"))
-    made.ready(PLAN.adapter.layout)
+    made.ready(PLAN)
     yield made
     made.encoder.cache.close()
 
@@ -94,7 +96,7 @@ def refused(site: SiteRounds, message: wire.Message) -> str:
 
 
 def train(number: int = 0, vector: bytes = FIRST, plan: Plan = PLAN, use: int = 1) -> wire.TrainRound:
-    return wire.TrainRound(plan.hash, number, use, 0, vector)
+    return wire.TrainRound(plan.hash, number, 0, use, 0, vector)
 
 
 def model_of(plan: Plan = PLAN, number: int = 0, vector: bytes = FIRST, *, close: bool = False) -> bytes:
@@ -135,7 +137,7 @@ def test_a_closing_round_trains_nothing(site: SiteRounds, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "local_update", None)
     closing = model_of(number=1, vector=LATER, close=True)
     assert closing != model_of(number=1, vector=LATER)
-    assert site.handle(wire.TrainRound(PLAN.hash, 1, 1, 1, LATER)) == wire.Trained(closing)
+    assert site.handle(wire.TrainRound(PLAN.hash, 1, 0, 1, 1, LATER)) == wire.Trained(closing)
     made = site.masking.made
     assert made is not None
     assert not made.update.any()
@@ -183,7 +185,8 @@ def test_what_leaves_of_an_update_is_masked_under_the_approved_plan(site: SiteRo
     step = protocol.range / protocol.q
     clamped = np.clip(made.update, -protocol.range, protocol.range)
     np.testing.assert_allclose(3 * mean[: len(scaled)], clamped, atol=2 * step)
-    assert tail.decode(figures, mean[len(scaled) :], protocol.range, 3).keys() == {"vote"}, "no hold-out here"
+    reported = tail.decode(figures, mean[len(scaled) :], protocol.range, 3)
+    assert reported.keys() == {"train_loss", "vote"}, "no hold-out here"
 
 
 def nothing(protocol: ProtocolPlan) -> np.ndarray:
@@ -247,57 +250,57 @@ def test_a_version_that_cannot_be_logged_is_not_kept(site: SiteRounds) -> None:
     site.consent.place.audit_file.unlink()
     site.consent.place.audit_file.mkdir()
     with pytest.raises(NexusError, match="audit log"):
-        site.handle(wire.Deliver(PLAN.hash, 1, LATER))
+        site.handle(wire.Deliver(PLAN.hash, 1, 0, LATER))
     site.consent.place.audit_file.rmdir()
     assert stored(site) is None
 
 
 def test_a_delivered_version_is_kept_and_answered_with_its_hash(site: SiteRounds) -> None:
-    answer = prepared(site).handle(wire.Deliver(PLAN.hash, 4, LATER))
+    answer = prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, LATER))
     assert answer == wire.Received(wire.model_hash(PLAN.adapter.layout, LATER))
     assert stored(site) == ("sim", 4)
 
 
 def test_after_a_withdrawal_a_version_can_be_called_back_and_nothing_new_comes(site: SiteRounds) -> None:
-    prepared(site).handle(wire.Deliver(PLAN.hash, 3, LATER))
-    site.handle(wire.Deliver(PLAN.hash, 4, OTHER))
+    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
+    site.handle(wire.Deliver(PLAN.hash, 4, 0, OTHER))
     withdraw(site.consent)
     for number, vector in ((5, OTHER), (3, OTHER), (2, LATER)):
-        assert refused(site, wire.Deliver(PLAN.hash, number, vector)) == "plan-withdrawn"
+        assert refused(site, wire.Deliver(PLAN.hash, number, 0, vector)) == "plan-withdrawn"
     assert stored(site) == ("sim", 4)
-    site.handle(wire.Deliver(PLAN.hash, 3, LATER))
+    site.handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
     assert stored(site) == ("sim", 3)
-    site.handle(wire.Deliver(PLAN.hash, 0, FIRST))
+    site.handle(wire.Deliver(PLAN.hash, 0, 0, FIRST))
     assert stored(site) == ("sim", 0), "the base model's own output is always harmless"
 
 
 def test_a_version_that_is_here_already_is_not_logged_again(site: SiteRounds) -> None:
     prepared(site)
     for _ in range(3):
-        site.handle(wire.Deliver(PLAN.hash, 3, LATER))
+        site.handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
     assert [line["event"] for line in audit.read(site.consent.place.audit_file)].count("version accepted") == 1
 
 
 def test_a_version_beyond_the_plans_rounds_is_refused(site: SiteRounds) -> None:
     most = PLAN.protocol_plans[0].rounds
-    prepared(site).handle(wire.Deliver(PLAN.hash, most - 1, LATER))
-    for message in (train(most, LATER), wire.Deliver(PLAN.hash, most, LATER)):
+    prepared(site).handle(wire.Deliver(PLAN.hash, most - 1, 0, LATER))
+    for message in (train(most, LATER), wire.Deliver(PLAN.hash, most, 0, LATER)):
         assert refused(site, message) == "wrong-context"
 
 
 def test_a_version_of_a_plan_that_is_not_approved_is_not_taken(site: SiteRounds) -> None:
-    prepared(site).handle(wire.Deliver(PLAN.hash, 4, LATER))
+    prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, LATER))
     other = make_plan("abc", name="other", **QUICK)
-    assert refused(site, wire.Deliver(other.hash, 1, LATER)) == "plan-not-approved"
+    assert refused(site, wire.Deliver(other.hash, 1, 0, LATER)) == "plan-not-approved"
     site.handle(wire.Propose(other.canonical))
-    assert refused(site, wire.Deliver(other.hash, 1, LATER)) == "plan-not-approved"
+    assert refused(site, wire.Deliver(other.hash, 1, 0, LATER)) == "plan-not-approved"
     assert stored(site) == ("sim", 4)
 
 
 @pytest.mark.parametrize("vector", [LATER[:-4], LATER[:-4] + np.float32("nan").tobytes()], ids=["short", "not finite"])
 def test_a_version_that_is_no_vector_of_the_layout_is_not_kept(site: SiteRounds, vector: bytes) -> None:
     prepared(site)
-    for message in (wire.Deliver(PLAN.hash, 1, vector), train(1, vector)):
+    for message in (wire.Deliver(PLAN.hash, 1, 0, vector), train(1, vector)):
         assert refused(site, message) == "bad-update"
     assert stored(site) is None
 
@@ -345,7 +348,7 @@ def test_whatever_goes_wrong_with_a_sites_rows_the_server_hears_the_same(
     assert site.handle(train()) == wire.Trained(model_of())
     made = site.masking.made
     assert made is not None
-    assert (made.figures, made.update.any()) == ({}, False)
+    assert (made.figures, made.update.any()) == ([{}], False)
     assert "zeros were sent in its place" in (site.progress.problem or "")
 
 
@@ -359,7 +362,12 @@ def test_weights_that_no_round_leads_to_are_not_even_tried(site: SiteRounds, mon
 
 def test_a_site_trains_on_no_more_models_than_a_run_can_have(site: SiteRounds, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(site)
-    monkeypatch.setattr(module, "local_update", lambda layout, *_: np.zeros(layout.dim, np.float32))
+
+    def trained(layout: Layout, *given: Any) -> np.ndarray:
+        given[5](1, 0.5)  # a step was made
+        return np.zeros(layout.dim, np.float32)
+
+    monkeypatch.setattr(module, "local_update", trained)
     vector, most = wire.unpack(LATER, PLAN.adapter.layout), PLAN.protocol_plans[0].rounds + 1
     for number in range(most):
         vector[3] = number / 1000

@@ -103,7 +103,10 @@ def test_local_steps_are_as_many_as_asked_reproducible_and_bounded(layout: Layou
     states, settings = RandomStates(len(texts.items)), LocalSettings(steps=4, batch_rows=6, clip_norm=0.5)
     first, steps = layout.first_vector(b"s"), list[int]()
     one, other = (
-        local_update(layout, first, [task], states, settings, np.random.default_rng(3), steps.append) for _ in range(2)
+        local_update(
+            layout, first, [task], states, settings, np.random.default_rng(3), lambda done, _: steps.append(done)
+        )
+        for _ in range(2)
     )
     np.testing.assert_array_equal(one, other)
     assert steps == [1, 2, 3, 4, 1, 2, 3, 4]

@@ -1,5 +1,6 @@
 """Adapters on a site's disk: what was stored comes back with its plan, and a damaged file is named with the remedy."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from safetensors.numpy import save
 from tests.plans import make_plan
 
 PLAN = make_plan("abc")
-VECTOR = PLAN.adapter.layout.first_vector(b"") + np.float32(0.5)
+LAYOUT = PLAN.adapter.layout
+VECTOR = LAYOUT.first_vector(b"") + np.float32(0.5)
 FACTS = {"plan": PLAN.canonical.decode(), "number": "7", "trained_on": "data"}
+FACTS["layout"] = json.dumps({"projection": 0, "salience": LAYOUT.salience, "activation": "tanh"})
 
 
 def read(folder: Path, data: bytes) -> StoredAdapter | None:
@@ -23,7 +26,7 @@ def read(folder: Path, data: bytes) -> StoredAdapter | None:
 
 
 def test_an_adapter_comes_back_with_its_plan(tmp_path: Path) -> None:
-    StoredAdapter(PLAN, 7, VECTOR, "data").write(tmp_path / "federated.safetensors")
+    StoredAdapter(PLAN, 7, VECTOR, LAYOUT, "data").write(tmp_path / "federated.safetensors")
     found = StoredAdapter.read(tmp_path / "federated.safetensors")
     assert found is not None
     assert (found.plan, found.number, found.trained_on) == (PLAN, 7, "data")
@@ -31,7 +34,7 @@ def test_an_adapter_comes_back_with_its_plan(tmp_path: Path) -> None:
 
 
 def test_a_sites_own_adapter_has_a_recipe_and_belongs_to_no_plan(tmp_path: Path) -> None:
-    StoredAdapter(Recipe(), 3, VECTOR, "data").write(tmp_path / "alone.safetensors")
+    StoredAdapter(Recipe(), 3, VECTOR, LAYOUT, "data").write(tmp_path / "alone.safetensors")
     found = StoredAdapter.read(tmp_path / "alone.safetensors")
     assert found is not None
     assert found.recipe == Recipe()
@@ -41,7 +44,7 @@ def test_a_sites_own_adapter_has_a_recipe_and_belongs_to_no_plan(tmp_path: Path)
 
 def test_a_newer_version_takes_the_place_of_the_older(tmp_path: Path) -> None:
     for number in (1, 2):
-        StoredAdapter(PLAN, number, VECTOR).write(tmp_path / "federated.safetensors")
+        StoredAdapter(PLAN, number, VECTOR, LAYOUT).write(tmp_path / "federated.safetensors")
     found = StoredAdapter.read(tmp_path / "federated.safetensors")
     assert found is not None
     assert found.number == 2

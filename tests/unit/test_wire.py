@@ -17,12 +17,12 @@ ROUND = st.integers(0, 2**31 - 1)
 MESSAGES = st.one_of(
     st.builds(wire.Prepare, st.binary()),
     st.builds(wire.Readiness, st.sampled_from([wire.READY, wire.PREPARING])),
-    st.builds(wire.TrainRound, BYTES_32, ROUND, st.integers(0, 1), st.integers(0, 1), st.binary()),
+    st.builds(wire.TrainRound, BYTES_32, ROUND, ROUND, st.integers(0, 1), st.integers(0, 1), st.binary()),
     st.builds(wire.Trained, BYTES_32),
     st.builds(wire.Ask, BYTES_32, ROUND, st.binary(max_size=70), st.binary(max_size=70)),
     st.builds(wire.Say, st.binary(max_size=70)),
     st.builds(wire.Masked, st.binary()),
-    st.builds(wire.Deliver, BYTES_32, ROUND, st.binary()),
+    st.builds(wire.Deliver, BYTES_32, ROUND, ROUND, st.binary()),
     st.builds(wire.Received, BYTES_32),
     st.builds(wire.Propose, st.binary(max_size=70)),
     st.builds(
