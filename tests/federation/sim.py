@@ -170,18 +170,12 @@ class SimSite:
         return self.masking.answer(message, 0)
 
     def updates(self, form: Stage, begins: np.ndarray) -> np.ndarray:
-        """Each arm's update; dendrites, which a trial alone has, stay as they are."""
-        arms = zip(form.arms, form.split(begins), strict=True)
-        return np.concatenate(
-            [
-                self.update(weights) if len(weights) == len(self.target) else np.zeros_like(weights)
-                for _, weights in arms
-            ]
-        )
+        """Each arm's update."""
+        return np.concatenate([self.update(arm) for arm in form.split(begins)])
 
     def update(self, vector: np.ndarray) -> np.ndarray:
-        """Half the way to the target."""
-        return ((self.target - vector) / 2).astype(np.float32)
+        """Half the way to the target; in a larger layout that is as long as it has to be."""
+        return ((np.resize(self.target, len(vector)) - vector) / 2).astype(np.float32)
 
     def report(self, layout: Layout, weights: np.ndarray) -> dict[str, float]:
         """What the site says of an adapter."""

@@ -8,6 +8,8 @@ import numpy as np
 from nexus_common import flower as fl
 from nexus_common import wire
 from nexus_common.plan import Plan
+from nexus_common.stages import Stage as Form
+from nexus_common.stages import moved
 from nexus_common.versions import perturbed, trained_from
 from nexus_server.pauses import Pauses
 from nexus_server.records import FINISHED, MIDPOINT
@@ -146,18 +148,21 @@ class Staged(Federation):
 
     def check(self) -> None:
         """All sums are exact, midpoints follow the fixed rule, and no weights were trained under two numbers."""
-        vectors: list[np.ndarray] = []
+        vectors, forms, seed = list[np.ndarray](), list[Form](), self.plan.adapter.seed_bytes
         for number, version in enumerate(self.registry.versions("sim")):
-            vector = self.registry.vector("sim", number)
+            vector, form = self.registry.vector("sim", number), self.plan.stages[version.stage]
             if version.state == MIDPOINT:
-                middle = np.mean(vectors[-2:], axis=0, dtype="f8").astype("f4")
-                expected = perturbed(self.plan, 1, vectors[0]) if number == 1 else middle
+                middle = np.mean(vectors[-2:], axis=0, dtype="f8").astype("f4") if forms[-2:] == [form, form] else None
+                expected = perturbed(self.plan, number, vectors[-1]) if middle is None else middle
                 np.testing.assert_array_equal(vector, expected)
             elif number:
                 begins = trained_from(self.plan, number - 1, vectors[-1])
-                updates = [self.sites[name].update(begins) for name in version.cohort]
-                np.testing.assert_allclose(vector, begins + np.mean(updates, axis=0, dtype="f8"), atol=STEP, rtol=0)
+                updates = [self.sites[name].updates(forms[-1], begins) for name in version.cohort]
+                sum_of = (begins + np.mean(updates, axis=0, dtype="f8")).astype("f4")
+                expected = moved(sum_of, forms[-1], form, seed)
+                np.testing.assert_allclose(vector, expected, atol=STEP, rtol=0)
             vectors.append(vector)
+            forms.append(form)
         assert all(len(numbers) == 1 for site in self.sites.values() for numbers in site.numbers.values())
 
 

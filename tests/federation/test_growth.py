@@ -1,0 +1,176 @@
+"""Growth in a federation: trials in one masked vector and one cohort, through everything that may happen in one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nexus_common import flower as fl
+from nexus_common import wire
+from nexus_common.growth import Trial, trials
+from nexus_common.layout import Layout
+from nexus_common.plan import Plan
+from nexus_server.admin_api import Rollback
+from nexus_server.admin_models import ModelAdministration
+from nexus_server.records import MADE, MIDPOINT
+
+from tests.federation.staged import FIVE, Site, Staged, die
+from tests.federation.test_masked import POINTS
+from tests.federation.test_rounds import plan_of
+
+pytestmark = pytest.mark.usefixtures("narrow")
+GROWTH = {"max_dendrites": 1, "patience": 2, "trial_rounds": 2, "min_gain": 0.01}
+PLATEAU = 3  # rounds until one is seen
+TRIAL = range(PLATEAU, PLATEAU + 3)  # versions of the trial
+
+
+class Grower(Site):
+    """A site on a plateau that finds with ``gains`` more or less better."""
+
+    gains: tuple[float, float] = (0.1, 0.0)  # of a projection dendrite, of one in salience
+
+    def report(self, layout: Layout, weights: np.ndarray) -> dict[str, float]:
+        """Loss and score of an adapter; weights decide nothing."""
+        projection, salience = self.gains
+        gain = projection * layout.projection + salience * (layout.salience or 0)
+        return self.figures | {"score": 0.5 + gain}
+
+
+def growing(folder: Path, n: int = 3, gains: tuple[float, float] = (0.1, 0.0), **settings: object) -> Staged:
+    plan = plan_of(FIVE[:n], **{"rounds": 8, "adapter": {"salience": True}, "growth": GROWTH, **settings})
+    made = Staged(folder, plan, **{name.replace("-", "_"): Grower for name in plan.names})
+    for site in made.sites.values():
+        site.gains = gains  # type: ignore[attr-defined]
+    return made
+
+
+def stages(federation: Staged) -> list[int]:
+    return [version.stage for version in federation.registry.versions("sim")]
+
+
+def trials_of(federation: Staged) -> list[Trial]:
+    run = federation.registry.run("sim")
+    assert run is not None
+    return trials(federation.plan, federation.registry.line(run))
+
+
+@pytest.mark.parametrize(
+    ("gains", "winner"),
+    [((0.1, 0.0), 1), ((0.0, 0.1), 2), ((0.1, 0.2), 2), ((0.0, 0.0), 0), ((0.009, 0.005), 0), ((-0.1, -0.1), 0)],
+)
+def test_a_dendrite_stays_only_where_it_beat_its_own_control(
+    tmp_path: Path, gains: tuple[float, float], winner: int
+) -> None:
+    federation = growing(tmp_path, gains=gains)
+    federation.finish()
+    singles, trial = federation.plan.stages[:-1], federation.plan.stages[-1]
+    assert stages(federation) == [0] * PLATEAU + [len(singles)] * 3 + [winner] * 3
+    (told,) = trials_of(federation)
+    assert (told.begin, told.end, told.winner) == (TRIAL.start, TRIAL.stop, winner)
+    assert told.scores == pytest.approx((0.5, 0.5 + gains[0], 0.5 + gains[1]), abs=1e-4)
+    run = federation.registry.run("sim")
+    assert run is not None
+    layout = singles[winner].arms[0]
+    assert run.form.arms == (layout,) == (trial.arms[winner],)
+    lengths = [len(federation.registry.vector("sim", number)) for number in (0, TRIAL[0], 8)]
+    assert lengths == [singles[0].dim, trial.dim, layout.dim]
+
+
+def test_an_arm_is_trained_on_from_where_it_stood(tmp_path: Path) -> None:
+    federation = growing(tmp_path)
+    federation.finish()  # which checks every sum, and that each stage's first vector is moved from the last
+    before, first = (federation.registry.vector("sim", number) for number in (TRIAL[0] - 1, TRIAL[0]))
+    trial = federation.plan.stages[-1]
+    control, *grown = trial.split(first)
+    begins = before + np.mean([site.update(before) for site in federation.sites.values()], axis=0)
+    np.testing.assert_allclose(control, begins, atol=1e-4)
+    for layout, arm in zip(trial.arms[1:], grown, strict=True):
+        named = layout.split(arm)
+        np.testing.assert_array_equal(named["projection.weight"], trial.arms[0].split(control)["projection.weight"])
+
+
+def test_a_trial_is_one_masked_vector_in_one_cohort_under_keys_of_its_own(tmp_path: Path) -> None:
+    federation = growing(tmp_path)
+    asked: list[tuple[str, str]] = []
+    federation.grid.hook = lambda when, trip: asked.append((trip, when))
+    federation.finish()
+    trips = [trip for trip, when in asked if when == "before"]
+    assert trips.count("train") == trips.count("round") == trips.count("open") == 8 + 1, "one of each a round"
+    assert trips.count("setup") == 3, "for the adapter, for the trial, and for what has grown"
+    slots = federation.registry.slots_asked
+    epochs = {protocol.run: slots(protocol.hash) for protocol in federation.plan.protocol_plans}
+    assert epochs == {"sim.0": 3, "sim.1": 3, "sim.2": 0, "sim.3": 3}
+    assert all(site.sent == 9 for site in federation.sites.values()), "counted over all stages together"
+
+
+def test_sites_use_the_control_until_a_trial_is_decided(tmp_path: Path) -> None:
+    federation = growing(tmp_path)
+    while federation.round < TRIAL.stop - 1:
+        federation.turns(1)
+    run = federation.registry.run("sim")
+    assert run is not None
+    federation.grid.kept = []
+    federation.conductor.delivery.deliver(run, ["bank-a"])
+    sent = wire.decode(fl.parcel_of(federation.grid.kept[0]))
+    assert isinstance(sent, wire.Deliver)
+    assert (sent.round, sent.stage) == (TRIAL.stop - 1, 0)
+    whole = federation.registry.vector("sim", sent.round)
+    assert sent.vector == wire.pack(federation.plan.stages[-1].control(whole))
+
+
+@pytest.mark.parametrize("point", POINTS, ids=" ".join)
+def test_a_server_that_dies_in_every_round_goes_on_with_the_trial(tmp_path: Path, point: tuple[str, str]) -> None:
+    federation = growing(tmp_path)
+    federation.once_a_round(point, die)
+    federation.finish(40)
+    assert stages(federation) == [0] * PLATEAU + [3] * 3 + [1] * 3
+    assert [trial.winner for trial in trials_of(federation)] == [1]
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("trip", ["setup", "adverts", "train", "round", "commit-set", "open"])
+def test_a_site_that_restarts_in_every_round_cannot_spoil_a_trial(tmp_path: Path, n: int, trip: str) -> None:
+    federation = growing(tmp_path, n)
+    federation.once_a_round(("before", trip), lambda: federation.restart("bank-b"))
+    federation.finish(80)
+    assert [trial.winner for trial in trials_of(federation)] == [1]
+    made = [version for version in federation.registry.versions("sim") if version.state == MADE]
+    assert [version.stage for version in made] == [0] * PLATEAU + [3] * 3 + [1] * 3
+
+
+def test_a_drop_out_in_a_trial_leaves_its_arms_comparable(tmp_path: Path) -> None:
+    federation = growing(tmp_path, 5)
+    federation.grid.away = lambda trip: ["bank-c"] if trip == "round" and federation.round in TRIAL[1:] else []
+    federation.finish()
+    fewer = tuple(name for name in FIVE if name != "bank-c")
+    cohorts = {version.number: version.cohort for version in federation.registry.versions("sim")}
+    assert [cohorts[number] for number in range(TRIAL.start + 2, TRIAL.stop + 1)] == [fewer] * 2
+    assert [trial.winner for trial in trials_of(federation)] == [1]
+
+
+def test_where_no_site_reports_a_score_the_control_goes_on(tmp_path: Path) -> None:
+    federation = growing(tmp_path)
+    for site in federation.sites.values():
+        site.report = lambda layout, weights: {"loss": 1.0}  # type: ignore[method-assign]
+    federation.finish()
+    assert [trial.winner for trial in trials_of(federation)] == [0]
+
+
+def test_a_rollback_into_a_trial_ends_it_and_it_may_be_tried_again(tmp_path: Path) -> None:
+    federation = growing(tmp_path, rounds=16)
+    federation.turns(TRIAL.start + 1)
+    assert stages(federation)[-1] == 3
+    models = ModelAdministration(federation.registry, federation.conductor, federation.audit)
+    models.rollback(Rollback(run=None, version=TRIAL.start))
+    assert (stages(federation)[-1], federation.states[-1]) == (0, MIDPOINT)
+    for _ in range(30):
+        federation.turns(federation.state != "finished")
+    assert [trial.winner for trial in trials_of(federation)] == [1]
+    assert stages(federation)[-1] == 1
+
+
+def test_a_plan_without_loss_or_score_has_one_stage() -> None:
+    full = plan_of(FIVE, growth=GROWTH)
+    assert len(full.stages) == 4
+    for figures in (("loss",), ("score", "vote"), ()):
+        plan: Plan = plan_of(FIVE, growth=GROWTH, aggregation={"slots": 4, "range": 1.0, "figures": figures})
+        assert plan.stages == full.stages[:1]
