@@ -20,6 +20,7 @@ from nexus_common.secagg.plan import threshold
 
 SHORT: Final = 16  # hex digits of a hash or key
 COLUMNS: Final = 110
+SHOWN_PLANS: Final = 4
 ADVISED_SITES: Final = 5
 _MARKUP: Final = re.compile(r"[\\`*_\[\]<>|&~#]")
 _HEX: Final = re.compile("[0-9a-f]{64}")
@@ -70,21 +71,38 @@ def _facts(plan: Plan) -> dict[str, Any]:
     """What the sentences name; nothing of it is free text."""
     dim, width = plan.adapter.layout.dim, plan.aggregation.mod_bits // 8
     n, helpers = len(plan.sites), (len(plan.sites) - 1) // 3  # helpers: ceil(n/3) - 1
-    derived = ", ".join(f"`{one.hash.hex()[:SHORT]}`" for one in plan.protocol_plans)
+    protocol, stages = plan.protocol_plans, plan.stages
+    derived = ", ".join(f"`{one.hash.hex()[:SHORT]}`" for one in protocol[:SHOWN_PLANS])
+    derived += f" and {len(protocol) - SHOWN_PLANS} more" if len(protocol) > SHOWN_PLANS else ""
     return {
         **{"name": plan.name, "hash": plan.hash.hex()[:SHORT], "end": plan.end_date, "hours": plan.hours_utc},
-        **{"dim": dim, "width": width, "masked": width * (plan.protocol_plans[0].dim + 1) / 1e6},
+        **{"dim": dim, "width": width, "masked": protocol[0].packed_bytes / 1e6},
+        "trial": _trial(plan),
+        "growth": _growth(plan) if len(stages) > 1 else text.NO_GROWTH,
         "figures": ", ".join(text.FIGURES[figure] for figure in plan.aggregation.figures) or "nothing else",
         **{"n": n, "t": threshold(n), "min_cohort": plan.min_cohort, "quorum": plan.quorum},
         **{"rounds": plan.rounds, "steps": plan.local.steps, "clip": plan.local.clip_norm},
-        **{"updates": plan.protocol_plans[0].rounds, "base": plan.base_model[:SHORT]},
-        "derived": f"{_count(len(plan.protocol_plans), 'derived protocol plan')}: {derived}",
+        **{"updates": plan.most_inputs, "base": plan.base_model[:SHORT]},
+        "derived": f"{_count(len(protocol), 'derived protocol plan')}: {derived}",
         "others": f"{plan.quorum - 1}" + (" or more" if plan.quorum < n else ""),
         "helpers": f"more than {_count(helpers, 'site')} helped" if helpers else "a site helped",
         "given": "within the epsilon below" if plan.privacy else "with it",
         "places": plan.adapter.layout,
         "starts": text.STARTS[plan.start].format(quorum=plan.quorum),
     }
+
+
+def _trial(plan: Plan) -> str:
+    if len(plan.stages) == 1:
+        return ""
+    arms = max(len(stage.arms) for stage in plan.stages)
+    return text.TRIAL.format(arms=arms, most=max(one.packed_bytes for one in plan.protocol_plans) / 1e6)
+
+
+def _growth(plan: Plan) -> str:
+    growth = plan.growth
+    places = " or ".join(growth.candidates)
+    return text.GROWTH.format(most=_count(growth.max_dendrites, "dendrite"), places=places, rounds=growth.trial_rounds)
 
 
 def _member(member: Member) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ Each site trains a small adapter to a language model, which itself stays as it i
 adapter that one site proposes; a *version* is the adapter that all sites share.
 
 - **Leaves in each round:** one update, masked and signed by the site: {dim:,} numbers of {width} bytes
-  ({masked:.2f} MB), of which the server can read only the sum over at least {quorum} sites.
+  ({masked:.2f} MB){trial}, of which the server can read only the sum over at least {quorum} sites.
 - **In the same masked sum:** {figures}. The server sees means over the sites.
 - **Leaves beside that:** one-time public keys and sealed shares of them; signatures; the words approved, pending or
   withdrawn (signed); preparing or ready; hashes of versions; refusal codes from a fixed list.
@@ -141,6 +141,7 @@ SETTINGS: Final = (
     ("clip norm: the largest size of an update", "{clip:g}", "the plan"),
     ("base model", "`{base}` (first 16 digits of its hash)", "the plan"),
     ("places of the adapter", "{places}", "the plan"),
+    ("growth of the adapter", "{growth}", "the plan"),
     ("hours of rounds", "{hours} UTC", "the plan"),
     ("a run begins when", "{starts}", "the plan"),
     ("smallest cohort, clip bound, hours, fewest rows", "its `policy.toml`, which beats the plan", "each site alone"),
@@ -154,6 +155,11 @@ FIGURES: Final = {
     "questions": "the number of questions behind both",
     "vote": "a vote for or against the base model",
 }
+TRIAL: Final = ", in a trial {arms} updates side by side ({most:.2f} MB at most)"
+GROWTH: Final = (
+    "at most {most} by {places}: each stays only where it beat its own control in a trial of {rounds} rounds"
+)
+NO_GROWTH: Final = "none"
 STARTS: Final = {"every-site": "every site has approved", "quorum": "a quorum (here {quorum} sites) has approved"}
 TOLD: Final = (  # settings with a place of their own; all others are listed
     *("name", "purpose", "end_date", "rounds", "base_model", "min_cohort", "start", "hours_utc", "local.steps"),

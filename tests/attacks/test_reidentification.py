@@ -71,7 +71,7 @@ def seen(demo: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     updates, vectors = [], []
     for number, name in enumerate(names):
         site = workspace(name, tmp_path_factory.mktemp(name), 0.5 if name == "hospital-a" else 0)
-        readied, rng = site.ready(layout), np.random.default_rng(number)
+        readied, rng = site.ready(plan), np.random.default_rng(number)
         updates.append(local_update(layout, first, readied.tasks, readied.states, plan.local, rng))
         vectors.append(np.append(updates[-1], np.zeros(protocol.dim - layout.dim)))  # behind it no figures
         if name == "hospital-a":
