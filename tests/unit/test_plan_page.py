@@ -342,3 +342,15 @@ def test_it_prints_on_two_sheets(tmp_path: Path, names: Sequence[str], earlier: 
     where = [f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={printed}", source.as_uri()]
     subprocess.run([str(CHROMIUM), *quiet, *where], check=True, capture_output=True, timeout=120)
     assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed.read_bytes())) <= 2
+
+
+def test_a_plan_that_may_grow_says_how_often_where_and_what_that_costs_in_a_trial() -> None:
+    plan = make_plan(("a", "b", "c"), growth={"max_dendrites": 2, "candidates": ("projection", "salience")})
+    page, fixed = as_markdown(plan, None), as_markdown(make_plan(("a", "b", "c")), None)
+    most = max(one.packed_bytes for one in plan.protocol_plans) / 1e6
+    assert f"in a trial 3 updates side by side ({most:.2f} MB at most)" in " ".join(page.split())
+    assert "at most 2 dendrites by projection or salience" in page
+    assert "9 derived protocol plans" in page
+    assert "and 5 more" in page
+    assert re.search(r"growth of the adapter +\| none", fixed)
+    assert "in a trial" not in fixed
