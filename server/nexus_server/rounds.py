@@ -12,23 +12,20 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import numpy as np
 from nexus_common import wire
 from nexus_common.audit import AuditLog
 from nexus_common.disk import LEAST_FREE_BYTES, shortage
 from nexus_common.errors import NexusError, Refusal
-from nexus_common.growth import next_stage
 from nexus_common.hours import minute_of
 from nexus_common.plan import Plan
-from nexus_common.stages import moved
 from nexus_common.versions import trained_from, vector_hash
 
-from nexus_server.aggregate import make_optimiser
 from nexus_server.approvals import Approvals
 from nexus_server.delivery import Delivery
 from nexus_server.exchange import Exchange
 from nexus_server.gathering import Gathering, standing_of
 from nexus_server.masked import Aggregation, ModelSpent, Sum
+from nexus_server.next_version import next_version
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
 
@@ -144,7 +141,7 @@ class Conductor:
     def _round(self, run: Run, ready: list[str], *, close: bool = False) -> None:
         """Keys for all who are ready, training, their masked sum; a closing round is for what they report alone."""
         plan, number, started, before = run.plan, run.round + 1, time.monotonic(), self.exchange.bytes_up()
-        self._require_space(run)
+        self._require_space(run.form.dim)
         self._closings += close
         self._show("training", _others(plan, ready), run.done + 1)
         left_out: dict[str, str] = {}
@@ -212,26 +209,22 @@ class Conductor:
         self._commit(run, found, seconds, received)
 
     def _commit(self, run: Run, found: Sum, seconds: float | None, received: int | None) -> None:
-        plan, number, vector = run.plan, run.round + 1, self.registry.vector(run.plan.name, run.round)
-        optimiser = make_optimiser(plan.server, run.form.dim)
-        optimiser.restore(self.registry.optimiser_state(run))
-        after = optimiser.apply(trained_from(plan, run.round, vector), found.mean)
-        if not np.isfinite(after).all():  # every site would refuse it for ever
+        plan, number = run.plan, run.round + 1
+        made = next_version(self.registry, run, found)
+        if made is None:
             log.error("round %d gave a version that is not finite; server.step is too large", number)
             self._go_around(run)
             self._came_to_nothing(self.registry.run(plan.name) or run, {"": "the new version is not finite"})
             return
-        stage, state = self._next_stage(run, found), optimiser.state()
-        if stage != run.stage:  # an optimiser's state has the old form
-            after, state = moved(after, run.form, plan.stages[stage], plan.adapter.seed_bytes), {}
-        self._require_space(run)
-        digest = vector_hash(wire.pack(after))
+        self._require_space(len(made.vector))
+        digest = vector_hash(wire.pack(made.vector))
         for site in found.cohort:
             self.gathering.pauses.forget(site)
         self.audit.append(
-            "version", plan=plan.hash.hex(), version=number, stage=stage, sha256=digest, cohort=found.cohort
+            "version", plan=plan.hash.hex(), version=number, stage=made.stage, sha256=digest, cohort=found.cohort
         )
-        if not self.registry.commit_round(run, after, state, found.cohort, seconds, received, found.reported, stage):
+        measured = found.cohort, seconds, received, found.reported
+        if not self.registry.commit_round(run, made.vector, made.optimiser, *measured, made.stage):
             log.warning("round %d is void: its run was rolled back or withdrawn meanwhile", number)
             self.audit.append("version void", plan=plan.hash.hex(), version=number, sha256=digest)
             self.pause(PAUSE_AFTER_FAILURE_SECONDS)
@@ -240,26 +233,9 @@ class Conductor:
             "run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(found.cohort), seconds or 0
         )
 
-    def _next_stage(self, run: Run, found: Sum) -> int:
-        """The number of the form in which the version that a sum makes is kept: a trial may begin or be decided."""
-        plan, line = run.plan, self.registry.line(run)
-        told = tuple({name: one.value for name, one in arm.items()} for arm in found.reported)
-        line[-1] = replace(line[-1], reports=told, by=tuple(found.cohort))
-        stage = next_stage(plan, line, plan.rounds - run.done - 1)
-        if stage is None:
-            return run.stage
-        form = plan.stages[stage]
-        if form.is_trial:
-            log.info("run %s: a trial begins: %s", plan.name, ", ".join(form.names))
-        else:
-            winner = run.form.names[run.form.arms.index(form.arms[0])]
-            scores = ", ".join(f"{name} {one.get('score')}" for name, one in zip(run.form.names, told, strict=True))
-            log.info("run %s: the trial ends, %s goes on; scores: %s", plan.name, winner, scores)
-        return stage
-
-    def _require_space(self, run: Run) -> None:
+    def _require_space(self, values: int) -> None:
         """NexusError before anything is spent on, or logged of, a version that could not be kept."""
-        need = max(LEAST_FREE_BYTES, ROUND_BYTES_A_VALUE * run.form.dim)
+        need = max(LEAST_FREE_BYTES, ROUND_BYTES_A_VALUE * values)
         if (lacking := shortage(self.registry.folder, need)) is not None:
             raise NexusError(lacking)
 

@@ -1,0 +1,59 @@
+"""From an opened sum to the next version: the server's optimiser, and whether the adapter grows."""
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+from nexus_common.growth import next_stage
+from nexus_common.layout import Vector
+from nexus_common.stages import moved
+from nexus_common.versions import trained_from
+
+from nexus_server.aggregate import State, make_optimiser
+from nexus_server.masked import Sum
+from nexus_server.records import Run
+from nexus_server.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Next:
+    """A version's vector in the form ``stage``, and what the optimiser keeps for the round after it."""
+
+    vector: Vector
+    optimiser: State
+    stage: int
+
+
+def next_version(registry: Registry, run: Run, found: Sum) -> Next | None:
+    """What a sum makes of the newest version; None where that is not finite, which every site would refuse for ever."""
+    plan, form = run.plan, run.form
+    optimiser = make_optimiser(plan.server, form.dim)
+    optimiser.restore(registry.optimiser_state(run))
+    begins = trained_from(plan, run.round, registry.vector(plan.name, run.round))
+    after = optimiser.apply(begins, found.mean)
+    if not np.isfinite(after).all():
+        return None
+    stage = _next_stage(registry, run, found)
+    if stage == run.stage:
+        return Next(after, optimiser.state(), stage)
+    return Next(moved(after, form, plan.stages[stage], plan.adapter.seed_bytes), {}, stage)
+
+
+def _next_stage(registry: Registry, run: Run, found: Sum) -> int:
+    """The number of the form that the new version is kept in: a trial may begin here, or be decided."""
+    plan, form, line = run.plan, run.form, registry.line(run)
+    told = tuple({name: one.value for name, one in arm.items()} for arm in found.reported)
+    line[-1] = replace(line[-1], reports=told, by=tuple(found.cohort))
+    stage = next_stage(plan, line, plan.rounds - run.done - 1)
+    if stage is None:
+        return run.stage
+    new = plan.stages[stage]
+    if new.is_trial:
+        log.info("run %s: a trial begins after round %d: %s", plan.name, run.done + 1, ", ".join(new.names))
+    else:
+        winner = form.names[form.arms.index(new.arms[0])]
+        scores = ", ".join(f"{name} {one.get('score')}" for name, one in zip(form.names, told, strict=True))
+        log.info("run %s: the trial ends after round %d, %s goes on; %s", plan.name, run.done + 1, winner, scores)
+    return stage
