@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nexus_common.errors import NexusError
+from nexus_common.tail import Reported
 from nexus_server import database as module
 from nexus_server.database import MIGRATIONS
 from nexus_server.records import FINISHED, MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPED, STOPPING, WITHDRAWN, Run
@@ -246,3 +247,23 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
 def test_records_cannot_be_changed(registry: Registry) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         run(registry).round = 9  # type: ignore[misc]
+
+
+def test_figures_and_versions_from_before_growth_are_the_control_of_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MIGRATIONS", MIGRATIONS[:5])
+    old = Registry(tmp_path)
+    with old.transaction() as db:
+        db.execute("INSERT INTO runs VALUES ('demo', ?, 'running', 1.0, NULL)", (PLAN.canonical,))
+        row = "INSERT INTO versions (run, number, hash, cohort, created) VALUES ('demo', 0, 'x', '[]', 1.0)"
+        db.execute(row)
+        db.execute("INSERT INTO figures VALUES ('demo', 0, 'score', 0.5, 3)")
+    old.close()
+    monkeypatch.setattr(module, "MIGRATIONS", MIGRATIONS)
+    new = Registry(tmp_path)
+    assert new.figures("demo") == {0: [{"score": Reported(0.5, 3)}]}
+    assert [version.stage for version in new.versions("demo")] == [0]
+    run = new.run("demo")
+    assert run is not None
+    assert run.form == PLAN.stages[0]
