@@ -21,6 +21,7 @@ class StatusReport(Body):
     run: str | None = None
     version: int | None = None
     rounds: int | None = None
+    adapter: str | None = None
     version_at: float | None = None
     last_round_at: float | None = None
     certificate_days_left: int | None = None

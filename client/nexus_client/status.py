@@ -27,6 +27,7 @@ def status(place: SiteHome) -> StatusReport:
         run=version.plan.name if version else None,
         version=version.number if version else None,
         rounds=version.plan.rounds if version else None,
+        adapter=str(version.layout) if version else None,
         version_at=place.federated_file.stat().st_mtime if version else None,
         **standing,
     )

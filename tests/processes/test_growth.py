@@ -71,6 +71,7 @@ def test_a_trial_outlives_kill_9_of_server_and_site_and_what_won_is_used_by_all(
             found = StoredAdapter.read(path)
             assert found is not None
             assert found.layout == Layout(1, 0)
+            assert "projection (1 dendrite)" in federation.call("nexus-client", "status", "--site", site).stdout
             assert found.layout.split(found.vector)["projection.tops.0"].any(), "it was trained"
         assert federation.ask("nexus-client", "evaluate", "--site", "hospital-a")["version"] == newest
         further = ["further", "--from", "growing", "--clip", "10", "--file", str(federation.home / "further.toml")]
