@@ -211,8 +211,8 @@ def _status_text(report: api.StatusReport, call: str) -> str:
         lines.append("no version received yet")
     else:
         lines.append(
-            f"run {report.run}: version {report.version} of {report.rounds}, received {moment(report.version_at or 0)}; "
-            f"adapter: {report.adapter}"
+            f"run {report.run}: version {report.version} of {report.rounds}, "
+            f"received {moment(report.version_at or 0)}; adapter: {report.adapter}"
         )
     lines.append(f"plan: {report.approved} is approved" if report.approved else "plan: none is approved")
     if report.participation in ("paused", "left"):
