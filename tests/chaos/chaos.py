@@ -87,6 +87,7 @@ class Chaos:
             server={"step": 1.0},
             aggregation={"slots": 5, "range": 1.0},
             adapter={"salience": False},
+            growth={"patience": 1, "trial_rounds": 6, "candidates": ("projection",)},
         )
         (self.federation.home / "plan.json").write_bytes(plan.canonical)
         return plan
@@ -235,6 +236,7 @@ class Chaos:
         """What holds of everything that is left behind."""
         states = [version["state"] for version in self.federation.versions(self.plan.name)]
         self.counts["versions"], self.counts["midpoints"] = len(states), states.count("midpoint")
+        self.counts["trials"] = len(self.federation.server_status()["trials"])
         self.federation.ask("nexus-server", "audit", "--verify")
         for site in SITES:
             log = self.federation.keys(site).parent / "audit.jsonl"
@@ -252,14 +254,14 @@ class Chaos:
         opened, slots = collections.Counter[str](), dict[str, str]()
         for line in path.read_text().splitlines():
             kind, *rest = line.split()
-            if kind == "opened":
+            if kind in ("opened", "weights"):
                 opened[rest[0]] += 1
+                self.counts["openings"] += kind == "opened"
             else:
                 assert slots.setdefault(rest[0], rest[1]) == rest[1], f"{site}: two inputs in one slot"
         twice = [model for model, count in opened.items() if count > 1]
         assert not twice, f"{site}: opened twice: {twice}"
         self.counts["inputs"] += len(slots)
-        self.counts["openings"] += len(opened)
 
     def close(self) -> None:
         """End the processes and the wires, and take the disks away."""

@@ -10,16 +10,26 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 from nexus_client.link import Link
 from nexus_client.record import PlanRecord, ProtocolRecord
 from nexus_common import certs, wire
 from nexus_common.audit import AuditLog
 from nexus_common.journal import Journal
+from nexus_common.layout import Layout
 from nexus_common.plan import plan_from_wire
 from nexus_common.secagg.labels import label_of
 
 from tests.federation.sim import SimSite
 from tests.processes.skewed_agent import skew
+
+
+class Grower(SimSite):
+    """Finds dendrites good."""
+
+    def report(self, layout: Layout, weights: np.ndarray) -> dict[str, float]:
+        """What an adapter is worth."""
+        return self.figures | {"score": 0.5 + 0.1 * layout.projection}
 
 
 def main() -> None:
@@ -31,12 +41,13 @@ def main() -> None:
     note_opened = PlanRecord.note_opened
 
     def noted(record: PlanRecord, *names: bytes) -> None:
-        os.write(notes, "".join(f"opened {name.hex()}\n" for name in names).encode())
+        kinds = ("opened", *["weights"] * (len(names) - 1))
+        os.write(notes, "".join(f"{kind} {name.hex()}\n" for kind, name in zip(kinds, names, strict=True)).encode())
         note_opened(record, *names)
 
     PlanRecord.note_opened = noted  # type: ignore[method-assign]
     record = ProtocolRecord(state / "protocol.sqlite")
-    site = SimSite(name, plan, certs.load_identity(keys / "identity.key"), record)
+    site = Grower(name, plan, certs.load_identity(keys / "identity.key"), record)
 
     def handle(message: wire.Message) -> wire.Message:
         answer = site(message)
