@@ -1,11 +1,16 @@
 import os
+from collections.abc import Iterator
 
 import pytest
 from nexus_common import layout
+from nexus_common.stages import stages_of
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An adapter of 2,352 parameters, and processes that die but no disk that does: faster, and the same otherwise."""
     monkeypatch.setattr(layout, "WIDTH", 48)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
+    stages_of.cache_clear()  # it holds layouts of the usual width
+    yield
+    stages_of.cache_clear()
