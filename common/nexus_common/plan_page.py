@@ -5,7 +5,6 @@ Whatever the plan's author wrote freely (purpose, controller, contact) is hostil
 link or image, so the worst that text in a plan can be is text.
 """
 
-import html
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from markdown_it import MarkdownIt
 from pydantic import BaseModel
 
 from nexus_common import plan_text as text
+from nexus_common.page import document
 from nexus_common.plan import Member, Origin, Plan
 from nexus_common.secagg.plan import threshold
 
@@ -59,7 +59,7 @@ def as_html(markdown: str, title: str) -> str:
     body = MarkdownIt("zero").enable(list(_RULES)).render(markdown)
     points = min(max((_TWO_PAGES / len(_TAG.sub("", body))) ** 0.5, 6), 9)
     lines = "".join(f"<p>{line}</p>\n" for line in _SIGNED)
-    return DOCUMENT.format(title=html.escape(title), points=points, style=STYLE, body=body, lines=lines)
+    return document(title, f"<main>\n{body}</main>\n<footer>\n{lines}</footer>\n", STYLE, points)
 
 
 def escape(line: str) -> str:
@@ -173,53 +173,9 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {line} |" for line in (head, rule, *rows))
 
 
-DOCUMENT: Final = """<!doctype html>
-<html lang="en" style="--print: {points:.1f}pt">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}</main>
-<footer>
-{lines}</footer>
-</body>
-</html>
-"""
-STYLE: Final = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #c9d1d9; --tint: #f3f5f8; --mark: #9a3412 }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ink: #e3e6ea; --soft: #9aa4af; --line: #3b434c; --tint: #1d232b; --mark: #fdba74 }
-  html { background: #12161b }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 58rem; padding: 2rem 1.25rem; color: var(--ink); overflow-wrap: anywhere;
-  font: 1rem/1.5 "Liberation Sans", Arial, Helvetica, sans-serif }
-h1 { font-size: 1.75em; line-height: 1.2; margin: 0 0 .3em }
-h2 { font-size: 1.1em; line-height: 1.3; margin: 1.6em 0 .4em; padding-top: .5em; border-top: 1px solid var(--line);
-  break-after: avoid }
-p, ul, table, blockquote { margin: .5em 0 }
-p { orphans: 3; widows: 3 }
-ul { padding-left: 1.2em }
-li { margin: .15em 0 }
-h1 + p, table + p { color: var(--soft) }
-em, td { unicode-bidi: isolate }
-code { font-family: "Liberation Mono", "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .9em }
-td code { white-space: nowrap }
-blockquote { padding: .5em .8em; background: var(--tint); border-left: 4px solid var(--mark); break-inside: avoid }
-blockquote p { margin: 0 }
-table { border-collapse: collapse; width: 100%; font-size: .92em; line-height: 1.35 }
-table + p { font-size: .85em }
-th { color: var(--soft); font-weight: normal }
-th, td { padding: .3em .8em .3em 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-th:first-child { min-width: 7em }
+STYLE: Final = """th:first-child { min-width: 7em }
 th:nth-child(2) { min-width: 12em }
 th:last-child { min-width: 10.5em }
-tr { break-inside: avoid }
 ol { list-style: none; margin: .6em 0; padding: 0; counter-reset: word; display: grid; gap: .4em;
   grid-template-columns: repeat(4, 1fr); break-inside: avoid }
 ol li { counter-increment: word; margin: 0; padding: .35em .6em; background: var(--tint); font-size: 1.3em;
@@ -234,13 +190,7 @@ footer p:last-child { grid-column: 2 / 4 }
   ol { grid-template-columns: repeat(2, 1fr) }
   footer { display: block }
 }
-@page { size: A4; margin: 11mm 16mm 13mm;
-  @bottom-right { content: "page " counter(page) " of " counter(pages); font: 7.5pt Arial, sans-serif } }
 @media print {
-  body { max-width: none; padding: 0; font-size: var(--print); line-height: 1.3 }
-  h2 { margin-top: .9em; padding-top: .35em }
-  p, ul, table, blockquote { margin: .35em 0 }
-  th, td { padding-top: .17em; padding-bottom: .17em }
   ol { grid-template-columns: repeat(6, 1fr) }
   ol li { padding: .35em .4em }
   h1 + p + h2 + ul { columns: 2 }

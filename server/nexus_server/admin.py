@@ -1,13 +1,13 @@
 """Administration over a Unix socket in the state folder: what ``nexus-server`` commands ask of the running server."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nexus_common.audit import AuditLog
 from nexus_common.disk import shortage
 from nexus_common.errors import NexusError
-from nexus_common.growth import trials
+from nexus_common.report import trial_lines
 from nexus_common.rpc import Method, Nothing
 
 from nexus_server import admin_api as api
@@ -161,18 +161,6 @@ class Administration:
         self.conductor.wake()
         return self.status(Nothing())
 
-    def _trials(self, run: Run) -> Iterator[api.TrialLine]:
-        for trial in trials(run.plan, self.registry.line(run)):
-            names = trial.stage.names
-            yield api.TrialLine(
-                begin=trial.begin,
-                rounds=trial.rounds,
-                of=run.plan.growth.trial_rounds + 1,
-                arms=tuple(names),
-                scores=trial.scores,
-                winner=None if trial.winner is None else names[trial.winner],
-            )
-
     def status(self, _: Nothing) -> api.Status:
         """What runs now, else what ran last, and what waits for approvals."""
         wanted = next((one.plan for one in self.registry.proposals() if one.wanted), None)
@@ -202,7 +190,7 @@ class Administration:
             failed_rounds=self.registry.failed_rounds(run.plan.name),
             spent=self.registry.spent(run),
             failures=self.registry.last_failure(run),
-            trials=tuple(self._trials(run)),
+            trials=tuple(trial_lines(run.plan, self.registry.line(run, run.plan.min_cohort))),
             round_seconds=tuple(v.seconds for v in rounds if v.seconds is not None)[-1000:],
             bytes_up_per_site_round=round(sum(measured) / len(measured)) if measured else None,
             connected=tuple(connected),

@@ -2,6 +2,7 @@
 
 from typing import Final, Literal
 
+from nexus_common.report import TrialLine, VersionLine
 from nexus_common.rpc import Body
 from pydantic import Field
 
@@ -146,17 +147,6 @@ class Rotated(Body):
     ended: list[str]
 
 
-class TrialLine(Body):
-    """A trial: its arms' names, their newest scores, and which of them won, None while it goes on."""
-
-    begin: int
-    rounds: int
-    of: int
-    arms: tuple[str, ...]
-    scores: tuple[float | None, ...]
-    winner: str | None
-
-
 class Status(Body):
     """One screen: what runs, and what it waits for."""
 
@@ -185,33 +175,21 @@ class Status(Body):
     connected: tuple[str, ...] = ()
 
 
-class ArmLine(Body):
-    """What a version holds: one adapter, of a trial several; what was reported of it by the cohort that received it.
-
-    ``figures`` are means over that cohort; a vote is their sum.
-    """
-
-    name: str
-    dendrites: int
-    parameters: int
-    figures: dict[str, float]
-
-
-class VersionLine(Body):
-    """One version."""
+class NumberedVersion(VersionLine):
+    """One version of a run, with the hash that its file is named by."""
 
     run: str
-    number: int
     hash: str
-    cohort: list[str]
     created: float
-    seconds: float | None
-    bytes_up: int | None
-    state: str
-    arms: list[ArmLine]
 
 
 class VersionList(Body):
     """All versions, oldest first."""
 
-    versions: list[VersionLine]
+    versions: list[NumberedVersion]
+
+
+class RunChoice(Body):
+    """A run; the newest where none is named."""
+
+    run: str | None

@@ -1,21 +1,20 @@
-"""Administration of versions: list them, go back to one, take some out of use."""
-
-from collections.abc import Mapping, Sequence
+"""Administration of versions: list them, report on them, go back to one, take some out of use."""
 
 from nexus_common.audit import AuditLog
+from nexus_common.config import nearest
 from nexus_common.errors import NexusError
+from nexus_common.report import Report
 from nexus_common.rpc import Method, Nothing
-from nexus_common.stages import Stage
-from nexus_common.tail import Reported
 
 from nexus_server import admin_api as api
 from nexus_server.records import MADE, Run
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
+from nexus_server.run_report import report_of, version_lines
 
 
 class ModelAdministration:
-    """The calls of ``nexus-server models``."""
+    """The calls of ``nexus-server models`` and ``report``."""
 
     def __init__(self, registry: Registry, conductor: Conductor, audit: AuditLog) -> None:
         self.registry, self.conductor, self.audit = registry, conductor, audit
@@ -26,36 +25,22 @@ class ModelAdministration:
             "models": Method(Nothing, api.VersionList, self.models),
             "rollback": Method(api.Rollback, api.VersionList, self.rollback),
             "withdraw": Method(api.Withdrawal, api.VersionList, self.withdraw),
+            "report": Method(api.RunChoice, Report, self.report),
         }
 
     def models(self, _: Nothing) -> api.VersionList:
         """All versions."""
-        versions, plans = self.registry.versions(), {run.plan.name: run.plan for run in self.registry.all_runs()}
-        figures = {run: self.registry.figures(run) for run in {v.run for v in versions}}
+        of_run = {run.plan.name: version_lines(self.registry, run) for run in self.registry.all_runs()}
         return api.VersionList(
             versions=[
-                api.VersionLine(
-                    run=v.run,
-                    number=v.number,
-                    hash=v.hash,
-                    cohort=list(v.cohort),
-                    created=v.created,
-                    seconds=v.seconds,
-                    bytes_up=v.bytes_up,
-                    state=v.state,
-                    arms=self._arms(plans[v.run].stages[v.stage], figures[v.run].get(v.number, [])),
-                )
-                for v in versions
+                api.NumberedVersion(run=v.run, hash=v.hash, **dict(of_run[v.run][v.number]))
+                for v in self.registry.versions()
             ]
         )
 
-    def _arms(self, form: Stage, reported: Sequence[Mapping[str, Reported]]) -> list[api.ArmLine]:
-        """Each arm of a version with what was reported of it."""
-        told = [{figure: one.value for figure, one in arm.items()} for arm in reported] or [{} for _ in form.arms]
-        return [
-            api.ArmLine(name=name, dendrites=layout.dendrites, parameters=layout.dim, figures=figures)
-            for name, layout, figures in zip(form.names, form.arms, told, strict=True)
-        ]
+    def report(self, request: api.RunChoice) -> Report:
+        """What a page says of a run."""
+        return report_of(self.registry, self._named(request.run))
 
     def rollback(self, request: api.Rollback) -> api.VersionList:
         """Use an earlier version at once; training goes on from between it and its successor ("Recovery")."""
@@ -100,6 +85,8 @@ class ModelAdministration:
     def _named(self, name: str | None) -> Run:
         run = self.registry.run(name) if name else self.registry.last_run()
         if run is None:
-            known = ", ".join(one.plan.name for one in self.registry.all_runs()) or "none yet"
-            raise NexusError(f"no run {name or ''!r}; runs: {known}")
+            known = [one.plan.name for one in self.registry.all_runs()]
+            if name is None or not known:
+                raise NexusError("there is no run yet: nexus-server plan new, plan propose, train")
+            raise NexusError(f"there is no run {name!r}{nearest(name, known)}; runs: {', '.join(known)}")
         return run

@@ -7,6 +7,7 @@ import typer
 from nexus_common import rpc
 from nexus_common.cli import moment, show, table
 from nexus_common.errors import NexusError
+from nexus_common.report import ArmLine
 
 from nexus_server import admin_api as admin
 from nexus_server.asking import call
@@ -60,15 +61,15 @@ def _withdraw(context: typer.Context, versions: str, run: RunOption = None) -> N
     _print(context, call(context, "withdraw", admin.Withdrawal(run=run, first=first, last=last), admin.VersionList))
 
 
-def _dendrites(arm: admin.ArmLine) -> str:
+def _dendrites(arm: ArmLine) -> str:
     return str(arm.dendrites)
 
 
-def _loss(arm: admin.ArmLine) -> str:
+def _loss(arm: ArmLine) -> str:
     return f"{arm.figures['loss']:.3f}" if "loss" in arm.figures else ""
 
 
-def _score(arm: admin.ArmLine) -> str:
+def _score(arm: ArmLine) -> str:
     return f"{100 * arm.figures['score']:.1f}" if "score" in arm.figures else ""
 
 

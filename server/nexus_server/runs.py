@@ -190,14 +190,19 @@ class Runs(Sums):
         """How many rounds of a run came to nothing."""
         return int(self.rows("SELECT count(*) AS failed FROM failed_rounds WHERE run = ?", run)[0]["failed"])
 
+    def failures(self, run: str) -> list[tuple[float, dict[str, str]]]:
+        """When and why, by site, rounds of a run came to nothing, the oldest first; a site "" is the round itself."""
+        rows = self.rows("SELECT at, reasons FROM failed_rounds WHERE run = ? ORDER BY rowid", run)
+        return [(row["at"], json.loads(row["reasons"])) for row in rows]
+
     def spent(self, run: Run) -> bool:
         """Whether sites have given all masked inputs that a run's plan allows, failed rounds included."""
         asked = sum(self.slots_asked(protocol.hash) for protocol in run.plan.protocol_plans)
         return max(asked, run.round) >= run.plan.most_inputs
 
-    def line(self, run: Run) -> list[Point]:
-        """The versions that led to a run's newest one, with what was reported of them."""
-        told = self.figures(run.plan.name)
+    def line(self, run: Run, least: int = 1) -> list[Point]:
+        """The versions that led to a run's newest one, with what at least so many sites reported of them."""
+        told = self.figures(run.plan.name, least)
         kept = [version for version in self.versions(run.plan.name) if version.state in (MADE, MIDPOINT)]
         return [
             Point(

@@ -54,17 +54,24 @@ class Sums(Database):
         with self.transaction() as db:
             db.execute("DELETE FROM openings WHERE run = ?", (run,))
 
-    def figures(self, run: str) -> dict[int, list[dict[str, Reported]]]:
+    def figures(self, run: str, least: int = 1) -> dict[int, list[dict[str, Reported]]]:
         """What cohorts reported of a run's versions, by number and arm; the first arm is the control or the only one.
 
-        An arm of which nothing was reported is there, empty, where something was of a later one.
+        Only what at least so many sites had.  An arm of which nothing was reported is there, empty, where something was
+        of a later one.
         """
         found: dict[int, list[dict[str, Reported]]] = {}
-        for row in self.rows("SELECT number, arm, name, value, sites FROM figures WHERE run = ? ORDER BY arm", run):
+        query = "SELECT number, arm, name, value, sites FROM figures WHERE run = ? AND sites >= ? ORDER BY arm"
+        for row in self.rows(query, run, least):
             arms = found.setdefault(row["number"], [])
             arms += ({} for _ in range(row["arm"] + 1 - len(arms)))
             arms[row["arm"]][row["name"]] = Reported(row["value"], row["sites"])
         return found
+
+    def hidden_figures(self, run: str, least: int) -> int:
+        """How many figures fewer sites had."""
+        query = "SELECT count(*) AS hidden FROM figures WHERE run = ? AND sites < ?"
+        return int(self.rows(query, run, least)[0]["hidden"])
 
     def note_figures(self, run: str, number: int, reported: Sequence[Mapping[str, Reported]]) -> None:
         """What a cohort reports of the version it received; the sum behind it is done with."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from nexus_common.cli import moment
 from nexus_common.errors import REFUSALS
+from nexus_common.report import TrialLine
 
 from nexus_server import admin_api as admin
 
@@ -60,7 +61,7 @@ def _run(status: admin.Status) -> str:
     return head + (f"; goes on without {missing}" if missing else "")
 
 
-def _trial(trial: admin.TrialLine) -> str:
+def _trial(trial: TrialLine) -> str:
     """Whether a dendrite earned its place, with the arms' scores on what the sites hold out."""
     arms = zip(trial.arms, trial.scores, strict=True)
     scores = ", ".join(name if score is None else f"{name} {100 * score:.2f}" for name, score in arms)
@@ -72,6 +73,11 @@ def _trial(trial: admin.TrialLine) -> str:
 
 def _failure(site: str, reason: str) -> str:
     """Why a site had no part in a round, with the meaning of a refusal's code."""
-    meaning = REFUSALS.get(reason.removeprefix("refused: "))
+    meaning = meaning_of(reason)
     told = f"{reason} ({meaning})" if meaning else reason
     return f"{site} {told}" if site else told
+
+
+def meaning_of(reason: str) -> str:
+    """What a refusal's code means; empty where the reason is none."""
+    return REFUSALS.get(reason.rpartition(": ")[2], "")

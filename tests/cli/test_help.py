@@ -9,7 +9,20 @@ from nexus_server.cli import main as server
 
 Main = Callable[[list[str]], int]
 COMMANDS = {
-    server: ["init", "invite", "sites", "plan", "train", "stop", "status", "models", "audit", "revoke", "rotate-ca"],
+    server: [
+        "init",
+        "invite",
+        "sites",
+        "plan",
+        "train",
+        "stop",
+        "status",
+        "models",
+        "report",
+        "audit",
+        "revoke",
+        "rotate-ca",
+    ],
     client: [
         "join",
         "check",
@@ -19,6 +32,7 @@ COMMANDS = {
         "evaluate",
         "train",
         "dry-run",
+        "report",
         "audit",
         "pause",
         "resume",
