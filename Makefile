@@ -83,7 +83,7 @@ else
 	@$(PIP) 'pip>=25.1,<27'
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@$(PIP) --editable '.[server,client]' --group demo
-	@$(if $(PAI),$(PIP) --no-deps "perforatedai==3.2.9; python_version < '3.13'" && $(PIP) 'matplotlib>=3.9$(comma)<4' 'pandas>=2.2$(comma)<4')
+	@$(if $(PAI),$(PIP) --no-deps "perforatedai==3.2.9; python_version < '3.13'" && $(PIP) 'pandas>=2.2$(comma)<4')
 endif
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 from typing import Final, Literal
 
+from nexus_common.report import QualityLine
 from nexus_common.rpc import Body
 
 SERVICE: Final = "nexus.Agent"
@@ -68,18 +69,6 @@ class PreviewReport(Body):
     judge: int
     left_out: int
     samples: list[dict[str, str]]
-
-
-class QualityLine(Body):
-    """One model's figure on the judging part, with its 95 % interval."""
-
-    model: str
-    metric: str
-    mean: float
-    low: float
-    high: float
-    questions: int
-    against_base: str | None = None
 
 
 class Example(Body):

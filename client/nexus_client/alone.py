@@ -8,7 +8,6 @@ opponent.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -28,16 +27,6 @@ OnRound = Callable[[int, int], None]
 JUDGED_AT_ONCE: Final = 10  # rounds whose embeddings are in memory together
 
 
-def adapter_file(workspace: Workspace) -> Path:
-    """Where a site's own adapter lies."""
-    return workspace.place.state / "alone.safetensors"
-
-
-def line_file(workspace: Workspace) -> Path:
-    """Where the rounds lie that led to it."""
-    return workspace.place.state / "alone.json"
-
-
 def default_recipe(workspace: Workspace) -> Recipe:
     """The shipped recipe, for a site that takes part in no run."""
     return Recipe(base_model=workspace.base_hash)
@@ -48,7 +37,7 @@ def train_alone(workspace: Workspace, recipe: Recipe, on_round: OnRound = lambda
 
     ``on_round`` hears how many of the rounds are done.
     """
-    stored = StoredAdapter.read(adapter_file(workspace))
+    stored = StoredAdapter.read(workspace.place.alone_file)
     if stored and stored.trained_on == workspace.fingerprint and _same(stored.recipe) == _same(recipe):
         return stored
     training = _Training(workspace, recipe)
@@ -67,8 +56,8 @@ def train_alone(workspace: Workspace, recipe: Recipe, on_round: OnRound = lambda
         waiting = []
     number, layout, vector = best
     kept = StoredAdapter(recipe, number, vector, layout, workspace.fingerprint)
-    write_durably(line_file(workspace), json.dumps([asdict(point) for point in training.line]).encode())
-    kept.write(adapter_file(workspace))
+    write_durably(workspace.place.alone_line_file, json.dumps([asdict(point) for point in training.line]).encode())
+    kept.write(workspace.place.alone_file)
     return kept
 
 

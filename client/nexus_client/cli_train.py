@@ -43,7 +43,7 @@ def _train(
 
     report = reports.train_local(reports.workspace_of(place), plan, on_round)
     kept = f"kept round {report['round']} of {report['rounds']}, the best on the choosing part of the hold-out"
-    show(context, report, f"{kept}; `nexus-client evaluate` shows it as 'alone'")
+    show(context, report, f"{kept}; `nexus-client evaluate` shows it as 'alone', `report` draws it")
 
 
 def _dry_run(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from nexus_common.layout import Layout, Vector
+from nexus_common.report import QualityLine
 from numpy.typing import NDArray
 
-from nexus_client.agent_api import Example, QualityLine
+from nexus_client.agent_api import Example
 from nexus_client.evaluate import (
     Difference,
     Quality,

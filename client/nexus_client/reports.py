@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from nexus_common.disk import write_durably
 from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import Recipe, read_recipe
 from nexus_common.versions import StoredAdapter
@@ -68,7 +69,7 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
             "site.toml, so it is not shown"
         )
     lines, examples = judge(workspace, adapters)
-    return EvaluateReport(
+    found = EvaluateReport(
         site=workspace.place.site,
         rows=workspace.rows.count,
         run=federated.plan.name if federated else None,
@@ -77,6 +78,9 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
         examples=examples,
         warnings=warnings,
     )
+    kept = found.model_copy(update={"examples": []})  # for the site's report, in which no text stands
+    write_durably(workspace.place.evaluation_file, kept.model_dump_json().encode())
+    return found
 
 
 def train_local(workspace: Workspace, plan: Path | None, on_round: Callable[[int, int], None]) -> dict[str, object]:

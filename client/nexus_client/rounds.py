@@ -24,6 +24,7 @@ from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.versions import StoredAdapter, trained_from, vector_hash
 
+from nexus_client import own_rounds
 from nexus_client.cache import NotCached
 from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
@@ -174,6 +175,7 @@ class SiteRounds:
         self._require_consent(plan, number)
         weights = weights_names(plan, message.stage, begins)
         self.masking.made = Made(model, message.stage, weights, update, figures)
+        own_rounds.note(self.workspace.place.own_rounds_file, message, time.monotonic() - started, figures)
         self.progress = replace(self.progress, phase="ready", last_round_at=time.time())
         log.info(
             "round %d of %d: %d steps in %.1f s", number, plan.rounds, plan.local.steps, time.monotonic() - started

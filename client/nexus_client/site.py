@@ -99,6 +99,26 @@ class SiteHome:
         return self.state / "federated.safetensors"
 
     @property
+    def alone_file(self) -> Path:
+        """The adapter that this site trained alone."""
+        return self.state / "alone.safetensors"
+
+    @property
+    def alone_line_file(self) -> Path:
+        """The rounds that led to it, with their figures."""
+        return self.state / "alone.json"
+
+    @property
+    def own_rounds_file(self) -> Path:
+        """This site's own figures of the rounds that it had part in."""
+        return self.state / "rounds.jsonl"
+
+    @property
+    def evaluation_file(self) -> Path:
+        """What the last ``evaluate`` found."""
+        return self.state / "evaluation.json"
+
+    @property
     def keys(self) -> Path:
         """Keys and certificates."""
         return self.state / "keys"

@@ -72,7 +72,7 @@ def trials(recipe: Recipe, line: Sequence[Point]) -> list[Trial]:
         rounds = sum(one.trained for one in arms) - 1
         if after is None:
             winner, end = None, None
-        elif rounds < recipe.growth.trial_rounds:
+        elif rounds < recipe.growth.trial_rounds or stages[after.stage].arms[0] not in stage.arms:
             continue
         else:
             winner, end = stage.arms.index(stages[after.stage].arms[0]), after.number

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nexus_client.agent_api import Example, QualityLine
+from nexus_client.agent_api import Example
 from nexus_client.judge import BASE, KEYWORD, chosen_scores, judge
 from nexus_client.material import RankingTask, ScoredTask, Task, texts_of
 from nexus_client.site import SiteHome, SiteSettings
@@ -15,6 +15,7 @@ from nexus_client.workspace import Workspace
 from nexus_common.errors import Refusal
 from nexus_common.layout import WIDTH, Layout, Vector
 from nexus_common.recipe import Recipe
+from nexus_common.report import QualityLine
 
 PLAIN, POOLING = Layout(), Layout(0, 0)
 THINGS = [
