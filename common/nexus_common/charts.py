@@ -91,7 +91,7 @@ def draw(chart: Chart, name: str) -> str:
                 label=line.name or "_",
                 color=_DRAWN[line.colour],
                 linestyle=line.dashes or "none",
-                linewidth=1.4 if line.dashes == ":" else 2,
+                linewidth=1.7 if line.dashes == ":" else 2,
                 marker=line.dot if few or not line.dashes else "",
                 markersize=5 if line.dot == "x" else 4,
                 drawstyle="steps-mid" if line.steps else "default",

@@ -103,8 +103,8 @@ def _versions(course: Course) -> tuple[list[str], Iterator[list[str]]]:
         ("loss in training", lambda one: _told(one.arms, "train_loss", "{:.3f}")),
         ("loss held out", lambda one: _told(one.arms, "loss", "{:.3f}")),
         ("score (x 100)", lambda one: _told(one.arms, "score", "{:.2f}", factor=100)),
-        ("questions", lambda one: _told(one.arms[:1], "questions", "{:.1f}")),
-        ("votes", lambda one: _told(one.arms, "vote", "{:+.0f}")),
+        ("questions", lambda one: _told(one.arms[:1], "questions", "{:.4g}")),
+        ("votes", lambda one: _told(one.arms, "vote", "{:+.0f}").replace("+0", "0")),
         ("state", lambda one: "" if one.state == "made" else one.state),
         ("cohort", lambda one: _cohort(one.cohort, course.roster)),
         ("seconds", lambda one: "" if one.seconds is None else f"{one.seconds:.2f}"),
@@ -128,10 +128,9 @@ def _told(arms: Sequence[ArmLine], figure: str, form: str, *, factor: float = 1)
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Within a box that scrolls where a screen is narrow."""
-    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    cells = ("".join(map(_cell, row)) for row in rows)
-    lines = "".join(f"<tr>{line}</tr>\n" for line in (names, *cells))
-    return f'<div class="table"><table>\n{lines}</table></div>\n'
+    names = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in head)
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
+    return f'<div class="table"><table>\n<thead><tr>{names}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>\n'
 
 
 def _cell(text: str) -> str:

@@ -31,7 +31,7 @@ def training_charts(course: Course) -> Iterator[Chart]:
         yield Chart("Score", _change(course, "score", 100), tuple(score), spans, () if first.number else level)
     if made := [version for version in course.versions if version.cohort]:
         yield _cohorts(course, made)
-    if timed := [(version.number, version.seconds) for version in course.versions if version.seconds is not None]:
+    if timed := [(version.number, version.seconds) for version in made if version.seconds is not None]:
         numbers, seconds = zip(*timed, strict=True)
         text = f"Rounds took {min(seconds):.1f} to {max(seconds):.1f} s, half of them up to {median(seconds):.1f} s."
         yield Chart("Seconds of a round", text, (Line("seconds", numbers, seconds, "one"),), spans, from_zero=True)

@@ -203,6 +203,10 @@ class Demo:
         self.look()
         return reports
 
+    def report(self) -> None:
+        """The run's page: what the server may know of it, for a browser."""
+        self.ask("nexus-server", "report", "demo", "--output", str(self.home / show.PAGE))
+
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in reversed(processes):
@@ -225,6 +229,7 @@ def main() -> None:
         demo.approve()
         status = demo.train()
         reports = demo.evaluate()
+        demo.report()
         logs = demo.account()
         found = demo.attack()
     finally:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 MODELS = {"keyword": "keyword (BM25)", "base": "base", "alone": "alone", "federated": "federated"}
+PAGE = "report.html"
 console = Console(highlight=False, width=110)
 
 
@@ -112,7 +113,8 @@ def everything(
         f"{_accounted(result['audit'])}\n"
         f"connections elsewhere: {len(elsewhere)}\n"
         f"{result['rounds']} rounds, median {result['round_seconds_median']} s; the whole demo "
-        f"{result['seconds_install_excluded']} s; figures in {_near(home)}/summary.json"
+        f"{result['seconds_install_excluded']} s; figures in {_near(home)}/summary.json\n"
+        f"the run as a page for a browser: {_near(home)}/{PAGE}"
     )
     console.print(
         "\n[bold]Protected:[/bold] the server can read only the sum over a round's sites, even if it lies, as long as "
@@ -126,7 +128,8 @@ def everything(
         f"  {server} &\n  {server} models\n"
         f"  {client} --home {_near(home)}/sites --site hospital-a check\n"
         f"  {client} --home {_near(home)}/sites --site hospital-a plan show --html plan.html\n"
-        f"  {client} --home {_near(home)}/sites --site hospital-a audit",
+        f"  {client} --home {_near(home)}/sites --site hospital-a audit\n"
+        f"  {client} --home {_near(home)}/sites --site hospital-a report",
         markup=False,
     )
 
