@@ -1,6 +1,7 @@
 """A real Chromium without a window: how a page looks, as pixels and as boxes, over its DevTools pipe."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ _OPTIONS: Final = (
     "--no-sandbox",  # tests run as root where they run in a container
     "--disable-gpu",
     "--disable-dev-shm-usage",
+    "--hide-scrollbars",  # as on a phone
     "--remote-debugging-pipe",
 )
 
@@ -22,12 +24,13 @@ class Browser:
     """One tab; a context manager that ends the process."""
 
     def __init__(self, profile: Path) -> None:
-        (theirs, ours), (answers, tells) = os.pipe(), os.pipe()
-        command = ["sh", "-c", f'exec "$@" 3<&{theirs} 4>&{tells}', "sh", str(CHROMIUM), *_OPTIONS]
+        (read, ours), (answers, write) = os.pipe(), os.pipe()
+        theirs, tells = (fcntl.fcntl(one, fcntl.F_DUPFD, 10) for one in (read, write))  # chromium has them as 3 and 4
+        command = ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{tells}', "bash", str(CHROMIUM), *_OPTIONS]
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen([*command, f"--user-data-dir={profile}"], pass_fds=(theirs, tells), **quiet)
-        os.close(theirs)
-        os.close(tells)
+        for one in (read, write, theirs, tells):
+            os.close(one)
         self._to, self._from, self._number = os.fdopen(ours, "wb"), os.fdopen(answers, "rb"), 0
         self._session: str | None = None
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]

@@ -56,6 +56,8 @@ def report_of(place: SiteHome) -> Report:
             f"{place.site} has nothing to report: no round of a run, no training alone, no evaluation, no refusal; "
             "`nexus-client train --local` trains alone, `nexus-client evaluate` judges"
         )
+    if not place.evaluation_file.exists():
+        notes.append("Its models were not judged side by side yet: `nexus-client evaluate` does that.")
     return Report(
         name=place.site,
         title=f"Site {place.site}",
@@ -135,7 +137,6 @@ def _course(
 def _evaluated(place: SiteHome, notes: list[str]) -> EvaluateReport | None:
     """What the last ``evaluate`` found."""
     if not place.evaluation_file.exists():
-        notes.append("Its models were not judged side by side yet: `nexus-client evaluate` does it.")
         return None
     try:
         return EvaluateReport.model_validate_json(place.evaluation_file.read_bytes())

@@ -66,10 +66,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure.  ``text`` says in a sentence what it shows; ``levels`` are heights, two at most, to compare with."""
+    """One figure over versions ``first`` to ``last``.
+
+    ``text`` says in a sentence what it shows; ``levels`` are heights, two at most, to compare with.
+    """
 
     title: str
     text: str
+    first: int
+    last: int
     lines: tuple[Line, ...]
     spans: tuple[Span, ...] = ()
     levels: tuple[tuple[str, float], ...] = ()
@@ -98,6 +103,8 @@ def draw(chart: Chart, name: str) -> str:
             )
         for (label, height), dashes in zip(chart.levels, ((5, 3), (1, 2)), strict=False):
             axes.axhline(height, label=label, color=_DRAWN["soft"], linestyle=(0, dashes), linewidth=1.2)
+        margin = max(1, chart.last - chart.first) / 40
+        axes.set_xlim(chart.first - margin, max(chart.last, chart.first + 1) + margin)
         _mark(axes, chart.spans)
         if chart.from_zero:
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
@@ -117,7 +124,7 @@ def _frame(axes: Axes, chart: Chart) -> None:
     axes.set_xlabel("version", color=_DRAWN["soft"], fontsize=12)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=chart.whole))
-    axes.margins(x=0.02, y=0.08)
+    axes.margins(y=0.08)
 
 
 def _mark(axes: Axes, spans: Sequence[Span]) -> None:
@@ -140,7 +147,6 @@ def _mark(axes: Axes, spans: Sequence[Span]) -> None:
                 color=_DRAWN["ink"],
                 fontsize=12,
             )
-    axes.set_xlim(left, right)
 
 
 def _embedded(svg: str, chart: Chart, name: str) -> str:

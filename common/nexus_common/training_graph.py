@@ -21,20 +21,23 @@ _COLOURS: Final[dict[bool, tuple[Colour, Literal["s", "^"]]]] = {False: ("two", 
 
 def training_charts(course: Course) -> Iterator[Chart]:
     """The figures that there is something to show in."""
-    spans = tuple(_spans(course))
+    if not course.versions:
+        return
+    spans, (first, last) = tuple(_spans(course)), _ends(course)
     loss = [*_lines(course, "loss", "held out"), *_lines(course, "train_loss", "in training", dashes=":")]
     if loss:
-        yield Chart("Loss", _change(course, "loss", 1), tuple(loss), spans)
+        yield Chart("Loss", _change(course, "loss", 1), first, last, tuple(loss), spans)
     if score := list(_lines(course, "score", "score", factor=100)):
-        first = course.versions[0]
-        level = (("version 0", 100 * first.arms[0].figures["score"]),) if "score" in first.arms[0].figures else ()
-        yield Chart("Score", _change(course, "score", 100), tuple(score), spans, () if first.number else level)
+        begin = _value(course.versions[0], 0, "score", 100)
+        levels = () if first or math.isnan(begin) else (("version 0", begin),)
+        yield Chart("Score", _change(course, "score", 100), first, last, tuple(score), spans, levels)
     if made := [version for version in course.versions if version.cohort]:
         yield _cohorts(course, made)
     if timed := [(version.number, version.seconds) for version in made if version.seconds is not None]:
         numbers, seconds = zip(*timed, strict=True)
         text = f"Rounds took {min(seconds):.1f} to {max(seconds):.1f} s, half of them up to {median(seconds):.1f} s."
-        yield Chart("Seconds of a round", text, (Line("seconds", numbers, seconds, "one"),), spans, from_zero=True)
+        line = Line("seconds", numbers, seconds, "one")
+        yield Chart("Seconds of a round", text, first, last, (line,), spans, from_zero=True)
 
 
 def outcome(winner: str | None, arms: tuple[str, ...]) -> str:
@@ -49,7 +52,11 @@ def _cohorts(course: Course, made: list[VersionLine]) -> Chart:
     levels = (("needed", needed), ("in the plan", roster)) if needed < roster else (("needed: all", roster),)
     line = Line("sites in the sum", [version.number for version in made], sizes, "one", dot="", steps=len(sizes) > 1)
     text = f"{several} were in the sum that made a version; {needed} of the plan's {roster} are needed."
-    return Chart("Cohorts", text, (line,), (), levels, from_zero=True, whole=True)
+    return Chart("Cohorts", text, *_ends(course), (line,), (), levels, from_zero=True, whole=True)
+
+
+def _ends(course: Course) -> tuple[int, int]:
+    return course.versions[0].number, course.versions[-1].number
 
 
 def _spans(course: Course) -> Iterator[Span]:

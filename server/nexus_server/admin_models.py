@@ -88,5 +88,5 @@ class ModelAdministration:
             known = [one.plan.name for one in self.registry.all_runs()]
             if name is None or not known:
                 raise NexusError("there is no run yet: nexus-server plan new, plan propose, train")
-            raise NexusError(f"there is no run {name!r}{nearest(name, known)}; runs: {', '.join(known)}")
+            raise NexusError(f"there is no run {name!r}; runs: {', '.join(known)}{nearest(name, known)}")
         return run

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from nexus_client.alone import line_file, train_alone
+from nexus_client.alone import train_alone
 from nexus_client.held_out import HeldOut
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.workspace import Workspace
@@ -52,7 +52,7 @@ def test_it_grows_by_the_rules_of_a_federation(
     heard: list[int] = []
     kept = train_alone(workspace, recipe, lambda done, _: heard.append(done))
     assert heard == list(range(1, 8))
-    line = json.loads(line_file(workspace).read_text())
+    line = json.loads(workspace.place.alone_line_file.read_text())
     assert [point["stage"] for point in line] == stages
     assert all(len(point["reports"]) == len(recipe.stages[point["stage"]].arms) for point in line)
     assert all(report["train_loss"] > 0 for point in line for report in point["reports"])
