@@ -77,3 +77,24 @@ def test_a_trial_outlives_kill_9_of_server_and_site_and_what_won_is_used_by_all(
         further = ["further", "--from", "growing", "--clip", "10", "--file", str(federation.home / "further.toml")]
         federation.ask("nexus-server", "plan", "new", *further)
         assert "projection_dendrites = 1" in (federation.home / "further.toml").read_text()
+        reported(federation, newest)
+
+
+def reported(federation: Federation, newest: int) -> None:
+    """The pages of the server and of a site, from what is there after both were killed."""
+    page = federation.home / "growing.html"
+    told = federation.ask("nexus-server", "report", "growing", "-o", str(page))
+    (course,) = told["courses"]
+    assert [one["number"] for one in course["versions"]] == [one["number"] for one in federation.versions("growing")]
+    assert [trial["winner"] for trial in course["trials"]] == ["projection dendrite"]
+    assert "projection dendrite stays" in page.read_text()
+    own = federation.ask("nexus-client", "report", "--site", "hospital-a", "-o", str(page))
+    run, alone = own["courses"]
+    assert (run["title"], alone["title"][:6]) == ("Run growing", "Alone:")
+    assert [trial["winner"] for trial in run["trials"]] == ["projection dendrite"]
+    last = run["versions"][-1]
+    assert (last["number"], last["arms"][0]["figures"]["score"]) == (newest, 0.6), "what this agent finds, unrounded"
+    assert {line["model"] for line in own["quality"]} == {"keyword", "base", "alone", "federated"}
+    assert "Run growing" in page.read_text()
+    wrong = federation.call("nexus-server", "report", "growin")
+    assert (wrong.returncode, "did you mean 'growing'?" in wrong.stderr) == (1, True)

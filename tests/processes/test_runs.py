@@ -75,6 +75,18 @@ def test_a_run_gives_every_site_its_last_version_and_figures_for_it(federation: 
     assert told == [took_part, (None, None), took_part, took_part]
 
 
+def test_a_site_trains_alone_without_any_run_and_its_report_draws_that(federation: Federation) -> None:
+    recipe, page = federation.home / "recipe.toml", federation.home / "bank-b.html"
+    recipe.write_text("rounds = 2\nlocal = { steps = 5, batch_rows = 8 }\nadapter = { salience = false }\n")
+    kept = federation.ask("nexus-client", "train", "--local", "--site", "bank-b", "--plan", str(recipe))
+    assert (kept["site"], kept["rounds"], kept["round"] in (0, 1, 2)) == ("bank-b", 2, True)
+    (course,) = federation.ask("nexus-client", "report", "--site", "bank-b", "-o", str(page))["courses"]
+    assert course["title"].startswith(f"Alone: round {kept['round']} of 2 was kept")
+    assert [version["number"] for version in course["versions"]] == [0, 1]
+    assert all({"loss", "score", "train_loss"} <= {*one["arms"][0]["figures"]} for one in course["versions"])
+    assert "<svg" in page.read_text()
+
+
 def test_kill_9_of_the_server_in_a_round_loses_no_committed_round(federation: Federation) -> None:
     federation.train(plan(federation, "crash", 1000, SLOW))
     training(federation, 1)
