@@ -67,6 +67,9 @@ def test_heavy_packages_stay_in_their_modules(path: Path) -> None:
         assert "sentence_transformers" not in packages(path, top_level_only=True), "it is loaded on a cache miss only"
     if room_of(path) == "nexus_common" and "torch" in packages(path):
         assert name(path) == "nexus_common/adapter.py"
+    if "matplotlib" in packages(path):
+        assert name(path) == "nexus_common/charts.py"
+    assert "nexus_common.report_page" not in imported(path, top_level_only=True), "only the command that draws loads it"
 
 
 def test_the_server_never_reaches_torch_or_a_model() -> None:

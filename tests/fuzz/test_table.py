@@ -19,6 +19,7 @@ ELSEWHERE = {
     "material.RankingTask.from_labels": "rows that were read",
     "material.RankingTask.from_pairs": "rows that were read",
     "material.ScoredTask.from_pairs": "rows that were read",
+    "own_rounds.read": "what the site's agent wrote: tests/unit/test_site_report.py",
     "rounds.SiteRounds.handle": "typed messages: tests/unit/test_site_rounds.py",
     "agent.Agent._handle": "typed messages",
     "exchange._decoded": "the server's way into wire.decode: tests/federation/test_hostile_replies.py",
