@@ -8,6 +8,8 @@ import hmac
 import os
 import sqlite3
 import time
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ _SCHEMA = """
     CREATE TABLE IF NOT EXISTS epochs (protocol_plan BLOB PRIMARY KEY, last INTEGER NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS inputs (plan BLOB PRIMARY KEY, sent INTEGER NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS trained (plan BLOB, model BLOB, PRIMARY KEY (plan, model)) STRICT;
+    CREATE TABLE IF NOT EXISTS weights (plan BLOB, name BLOB, PRIMARY KEY (plan, name)) STRICT;
     CREATE TABLE IF NOT EXISTS secret (value BLOB NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS opened (model BLOB PRIMARY KEY, at REAL NOT NULL) STRICT;
     BEGIN EXCLUSIVE; COMMIT;
@@ -64,18 +67,30 @@ class ProtocolRecord:
             self.write("INSERT INTO secret VALUES (?)", *row)
         return int.from_bytes(hmac.digest(row[0], model, "sha256"), "little")
 
-    def trained_elsewhere(self, plan: bytes, model: bytes) -> bool:
-        """Whether another plan has had this model trained here: its sum may be open without this site's help."""
-        return self.number("SELECT count(*) FROM trained WHERE model = ?1 AND plan <> ?2", model, plan) > 0
+    def trained_elsewhere(self, plan: bytes, names: Sequence[bytes]) -> bool:
+        """Whether another plan has had a model or weights of these names trained here.
+
+        A sum of them may be open without this site's help.
+        """
+        every = "SELECT plan, model AS name FROM trained UNION ALL SELECT plan, name FROM weights"
+        places = ", ".join("?" * len(names))
+        query = f"SELECT count(*) FROM ({every}) WHERE plan <> ? AND name IN ({places})"  # noqa: S608  our own words
+        return self.number(query, plan, *names) > 0
 
     def models_trained(self, plan: bytes, model: bytes) -> int:
         """How many different models a plan has had trained here, this one among them, which ``note_trained`` notes."""
         every = "SELECT model FROM trained WHERE plan = ? UNION SELECT ?"
         return self.number(f"SELECT count(*) FROM ({every})", plan, model)  # noqa: S608  our own words
 
-    def note_trained(self, plan: bytes, model: bytes) -> None:
-        """A plan is about to have this model trained here."""
-        self.write("INSERT OR IGNORE INTO trained VALUES (?, ?)", plan, model)
+    def note_trained(self, plan: bytes, model: bytes, weights: Sequence[bytes]) -> None:
+        """A plan is about to have this model trained here, whose arms' weights have these names."""
+        self.add("weights", [(plan, name) for name in weights])
+        self.add("trained", [(plan, model)])
+
+    def add(self, table: str, rows: Sequence[tuple[object, object]]) -> None:
+        """Rows that are not there yet, all in one change."""
+        places = ", ".join(["(?, ?)"] * len(rows))
+        self.write(f"INSERT OR IGNORE INTO {table} VALUES {places}", *chain.from_iterable(rows))  # noqa: S608
 
     def number(self, query: str, *values: bytes) -> int:
         """The one number that a query finds, 0 where it finds none."""
@@ -132,6 +147,4 @@ class PlanRecord:
 
     def note_opened(self, *names: bytes) -> None:
         """A sum for the model and weights of these names is about to be opened."""
-        places = ", ".join(["(?, ?)"] * len(names))
-        values = [value for name in names for value in (name, time.time())]
-        self._record.write(f"INSERT OR IGNORE INTO opened VALUES {places}", *values)  # noqa: S608  our own words
+        self._record.add("opened", [(name, time.time()) for name in names])

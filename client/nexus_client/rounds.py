@@ -10,7 +10,7 @@ anything of it leaves; it is never trained twice for one model.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -163,8 +163,9 @@ class SiteRounds:
         begins = trained_from(plan, message.round, vector)
         model = wire.model_hash(form, wire.pack(begins), close=bool(message.close))
         trained = self.masking.made is not None and self.masking.made.model == model
+        weights = weights_names(plan, message.stage, begins)
         if not trained:
-            self._require_few(plan, model)
+            self._require_few(plan, model, weights)
         if message.use:
             self._store(StoredAdapter(plan, message.round, form.control(vector), form.arms[0]))
         if trained:
@@ -173,7 +174,6 @@ class SiteRounds:
         self.progress = Progress("training", 0, plan.local.steps, plan.name, number)
         figures, update = self._work(plan, message, begins, model)
         self._require_consent(plan, number)
-        weights = weights_names(plan, message.stage, begins)
         self.masking.made = Made(model, message.stage, weights, update, figures)
         own_rounds.note(self.workspace.place.own_rounds_file, message, time.monotonic() - started, figures)
         self.progress = replace(self.progress, phase="ready", last_round_at=time.time())
@@ -196,17 +196,17 @@ class SiteRounds:
             self.progress = Progress("refused", run=plan.name, round=number, problem=str(refusal))
             raise
 
-    def _require_few(self, plan: Plan, model: bytes) -> None:
-        """Refuse more different models than a run of the plan can have, and one of another plan's.
+    def _require_few(self, plan: Plan, model: bytes, weights: Sequence[bytes]) -> None:
+        """Refuse more different models than a run of the plan can have, and weights of another plan's.
 
         Each one trained shows how long it takes; and two plans start apart, so that no two sums are of one model.
         """
-        if self.record.trained_elsewhere(plan.hash, model):
-            raise Refusal("model-replay", f"another plan has trained on the model that plan {plan.name} comes with")
+        if self.record.trained_elsewhere(plan.hash, (model, *weights)):
+            raise Refusal("model-replay", f"another plan has trained on weights that plan {plan.name} comes with")
         most = plan.most_inputs + 1  # and the closing one
         if (count := self.record.models_trained(plan.hash, model)) > most:
             raise Refusal("rounds-spent", f"{count} different models to train on, plan {plan.name} has at most {most}")
-        self.record.note_trained(plan.hash, model)
+        self.record.note_trained(plan.hash, model, weights)
 
     def _work(
         self, plan: Plan, message: wire.TrainRound, begins: Vector, model: bytes

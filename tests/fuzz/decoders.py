@@ -336,7 +336,7 @@ def _record(path: Path) -> None:
     try:
         record.draws(b"m")
         record.models_trained(b"p", b"m")
-        record.note_trained(b"p", b"m")
+        record.note_trained(b"p", b"m", [b"w"])
     finally:
         record.close()
 

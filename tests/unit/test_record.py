@@ -196,12 +196,13 @@ def test_models_are_counted_once_each_and_by_plan(record: ProtocolRecord) -> Non
     assert record.models_trained(b"p", MODEL) == 1
     assert record.models_trained(b"p", OTHER) == 1, "what was only asked for is not noted"
     for model, count in ((MODEL, 1), (MODEL, 1), (OTHER, 2), (MODEL, 2)):
-        record.note_trained(b"p", model)
+        record.note_trained(b"p", model, [b"w"])
         assert record.models_trained(b"p", model) == count
     assert record.models_trained(b"q", MODEL) == 1
 
 
 def test_a_model_that_another_plan_has_trained_is_known(record: ProtocolRecord) -> None:
-    record.note_trained(b"p", MODEL)
-    known = [record.trained_elsewhere(plan, model) for plan in (b"p", b"q") for model in (MODEL, OTHER)]
-    assert known == [False, False, True, False]
+    record.note_trained(b"p", MODEL, [b"w", b"x"])
+    names = (MODEL, b"w", b"x", OTHER)
+    for plan, known in ((b"p", [False] * 4), (b"q", [True, True, True, False])):
+        assert [record.trained_elsewhere(plan, [b"v", name]) for name in names] == known

@@ -26,6 +26,7 @@ from nexus_common.secagg.client import Client, Offer
 from nexus_common.secagg.masks import unpack_signed
 from nexus_common.secagg.plan import ProtocolPlan
 from nexus_common.secagg.server import Server
+from nexus_common.stages import moved
 from nexus_common.versions import StoredAdapter, trained_from, vector_hash
 
 from tests.plans import identity_of, make_plan
@@ -33,6 +34,8 @@ from tests.protocol.vectors import MemoryRecord
 
 QUICK = {"adapter": {"salience": False}, "local": {"steps": 1, "batch_rows": 2}}
 PLAN = make_plan("abc", **QUICK)
+GROWING = make_plan("abc", **QUICK | {"name": "growing", "growth": {"candidates": ["projection"]}})
+TRIAL = len(GROWING.stages) - 1
 FIRST = wire.pack(PLAN.adapter.layout.first_vector(PLAN.adapter.seed_bytes))
 LATER, OTHER = (wire.pack(np.full(PLAN.adapter.layout.dim, value, np.float32)) for value in (0.01, 0.02))
 
@@ -388,5 +391,15 @@ def test_nothing_but_an_inbox_passes_for_one(site: SiteRounds) -> None:
 
 def test_a_model_of_another_plan_is_not_trained_on(site: SiteRounds) -> None:
     prepared(site)
-    site.record.note_trained(b"another plan", model_of())
+    site.record.note_trained(b"another plan", model_of(), [b"w"])
     assert refused(site, train()) == "model-replay"
+
+
+def test_weights_of_another_plan_are_not_trained_on_in_a_trial_or_a_closing_round_either(site: SiteRounds) -> None:
+    """A sum of them may be open that this site has a part in and did not help to open."""
+    prepared(site).handle(train(1, LATER))
+    prepared(site, GROWING)
+    weights = wire.unpack(LATER, GROWING.stages[0])
+    trial = moved(weights, GROWING.stages[0], GROWING.stages[TRIAL], GROWING.adapter.seed_bytes)
+    for stage, close, vector in ((0, 0, LATER), (0, 1, LATER), (TRIAL, 0, wire.pack(trial))):
+        assert refused(site, wire.TrainRound(GROWING.hash, 1, stage, 1, close, vector)) == "model-replay"
