@@ -61,7 +61,7 @@ def next_stage(recipe: Recipe, line: Sequence[Point], left: int) -> int | None:
 
 
 def trials(recipe: Recipe, line: Sequence[Point]) -> list[Trial]:
-    """The trials of a run, oldest first; one that a rollback cut short is left out."""
+    """The trials of a run, oldest first; one that a rollback ended is left out."""
     found, stages = list[Trial](), recipe.stages
     for at, point in enumerate(line):
         stage = stages[point.stage]
@@ -69,13 +69,11 @@ def trials(recipe: Recipe, line: Sequence[Point]) -> list[Trial]:
             continue
         arms = _same(line[at:], forwards=True)
         after = line[at + len(arms)] if at + len(arms) < len(line) else None
+        if after is not None and (not after.trained or stages[after.stage].arms[0] not in stage.arms):
+            continue  # no decision led there; or a site that was away does not know of it
         rounds = sum(one.trained for one in arms) - 1
-        if after is None:
-            winner, end = None, None
-        elif rounds < recipe.growth.trial_rounds or stages[after.stage].arms[0] not in stage.arms:
-            continue
-        else:
-            winner, end = stage.arms.index(stages[after.stage].arms[0]), after.number
+        winner = None if after is None else stage.arms.index(stages[after.stage].arms[0])
+        end = None if after is None else after.number
         told = [one for one in arms if one.reports]
         scores = _scores(told[-1], stage) if told else (None,) * len(stage.arms)
         found.append(Trial(stage, point.number, end, rounds, scores, winner))
@@ -107,10 +105,13 @@ def _scores(point: Point, stage: Stage) -> tuple[float | None, ...]:
 
 
 def _winner(stage: Stage, scores: Sequence[float | None], min_gain: float) -> int:
-    """The arm with the best score; a tie, or nothing to compare by, goes to the smaller one."""
-    best, bar = 0, scores[0]
+    """The control, unless a larger arm is clearly better; of several the best, unless a smaller one is about as good.
+
+    Scores that are equal at the sites differ in the sum, by rounding.
+    """
+    best = 0
     for arm in sorted(range(1, len(scores)), key=lambda arm: stage.arms[arm].dim):
-        score = scores[arm]
-        if score is not None and bar is not None and score > bar + (min_gain if best == 0 else 0.0):
-            best, bar = arm, score
+        score, bar = scores[arm], scores[best]
+        if score is not None and bar is not None and score > bar + min_gain:
+            best = arm
     return best

@@ -58,8 +58,8 @@ class LocalSettings(Settings):
 class GrowthSettings(Settings):
     """``[growth]``: how often the adapter may grow, when that is tried, and what lets a dendrite stay.
 
-    ``max_dendrites`` counts a salience head as one.  The loss has to fall, and a candidate's score to beat its
-    control's, by ``min_gain``; less than the least of it could be rounding.
+    ``max_dendrites`` counts a salience head as one.  The loss has to fall, and a candidate's score to beat that
+    of smaller arms, by ``min_gain``; less than the least of it could be rounding.
     """
 
     max_dendrites: Dendrites = 1

@@ -67,7 +67,7 @@ class Stage:
 
 @lru_cache
 def stages_of(first: Layout, max_dendrites: int, candidates: tuple[Place, ...]) -> tuple[Stage, ...]:
-    """Every stage, numbered: those of one arm by rising size, ``first`` before all; then the trial of each."""
+    """Every stage, numbered: those of one arm by rising number of dendrites, then the trial of each."""
     singles, level = [first], [first]
     trials: list[Stage] = []
     for _ in range(max_dendrites):

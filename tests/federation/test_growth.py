@@ -55,7 +55,7 @@ def trials_of(federation: Staged) -> list[Trial]:
 
 @pytest.mark.parametrize(
     ("gains", "winner"),
-    [((0.1, 0.0), 1), ((0.0, 0.1), 2), ((0.1, 0.2), 2), ((0.0, 0.0), 0), ((0.009, 0.005), 0), ((-0.1, -0.1), 0)],
+    [((0.1, 0.0), 1), ((0.0, 0.1), 2), ((0.1, 0.2), 2), ((0.1, 0.1), 2), ((0.0, 0.0), 0), ((0.009, 0.005), 0), ((-0.1, -0.1), 0)],
 )
 def test_a_dendrite_stays_only_where_it_beat_its_own_control(
     tmp_path: Path, gains: tuple[float, float], winner: int

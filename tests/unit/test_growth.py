@@ -77,6 +77,10 @@ def test_without_reports_or_candidates_nothing_grows() -> None:
         ([0.5, 0.5, 0.6], SALIENCE),
         ([0.5, 0.6, 0.7], SALIENCE),
         ([0.5, 0.7, 0.7], SALIENCE),  # of equal ones the smaller
+        ([0.5, 0.70001, 0.7], SALIENCE),  # which is within the rounding of the sum
+        ([0.5, 0.7, 0.69], SALIENCE),
+        ([0.5, 0.7, 0.68], PROJECTION),
+        ([0.5, 0.515, 0.509], PROJECTION),  # the smaller one is no better than the control
         ([0.5, 0.5, 0.5], 0),
         ([0.5, 0.505, 0.509], 0),  # not clearly better
         ([0.5, 0.4, 0.3], 0),
@@ -120,6 +124,10 @@ def test_trials_are_told_with_their_outcome() -> None:
     assert (won.end, won.winner, won.scores) == (12, PROJECTION, (0.5, 0.9, 0.4))
     cut_short = [*line(1, 1, 1, 1), *trial([0.5] * 3), Point(12, 0, trained=False)]
     assert trials(ONE, cut_short) == [], "by a rollback into it, after which it may be tried again"
+    at_its_end = [*line(1, 1, 1, 1), *trial([0.5] * 3, [0.5] * 3, [0.5, 0.9, 0.4]), Point(13, 0, trained=False)]
+    assert trials(ONE, at_its_end) == [], "its decision was rolled back, so it has none"
+    again = [*at_its_end, *(Point(n, 0, ({"loss": 1.0},), COHORT) for n in range(14, 20))]
+    assert next_stage(ONE, again, MANY) == TRIAL
 
 
 POINTS = st.builds(
