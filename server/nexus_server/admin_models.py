@@ -7,6 +7,7 @@ from nexus_common.report import Report
 from nexus_common.rpc import Method, Nothing
 
 from nexus_server import admin_api as api
+from nexus_server.lineage import beside
 from nexus_server.records import MADE, Run
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
@@ -54,7 +55,7 @@ class ModelAdministration:
             )
         after = min(number for number in states if number > request.version)
         stage, _ = self.registry.adapter(run, request.version)  # of a trial the control goes on
-        between = run.plan.stages[stage].control(self.registry.beside(run, request.version, after))
+        between = beside(self.registry, run, request.version, after, stage)
         self.audit.append("rollback", plan=run.plan.hash.hex(), version=request.version)
         if not self.registry.roll_back(run, request.version, between, stage):
             self.audit.append("rollback void", plan=run.plan.hash.hex(), version=request.version)

@@ -10,6 +10,7 @@ from nexus_common.stages import moved
 from nexus_common.versions import trained_from
 
 from nexus_server.aggregate import State, make_optimiser
+from nexus_server.lineage import line
 from nexus_server.masked import Sum
 from nexus_server.records import Run
 from nexus_server.registry import Registry
@@ -43,10 +44,10 @@ def next_version(registry: Registry, run: Run, found: Sum) -> Next | None:
 
 def _next_stage(registry: Registry, run: Run, found: Sum) -> int:
     """The number of the form that the new version is kept in: a trial may begin here, or be decided."""
-    plan, form, line = run.plan, run.form, registry.line(run)
+    plan, form, points = run.plan, run.form, line(registry, run)
     told = tuple({name: one.value for name, one in arm.items()} for arm in found.reported)
-    line[-1] = replace(line[-1], reports=told, by=tuple(found.cohort))
-    stage = next_stage(plan, line, plan.rounds - run.done - 1)
+    points[-1] = replace(points[-1], reports=told, by=tuple(found.cohort))
+    stage = next_stage(plan, points, plan.rounds - run.done - 1)
     if stage is None:
         return run.stage
     new = plan.stages[stage]

@@ -24,6 +24,7 @@ from nexus_server.approvals import Approvals
 from nexus_server.delivery import Delivery
 from nexus_server.exchange import Exchange
 from nexus_server.gathering import Gathering, standing_of
+from nexus_server.lineage import beside
 from nexus_server.masked import Aggregation, ModelSpent, Sum
 from nexus_server.next_version import next_version
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
@@ -245,7 +246,7 @@ class Conductor:
         if run.done >= plan.rounds:  # a closing round is worth no version
             self.registry.forget_opening(plan.name)
             return
-        vector = self.registry.beside(run, number, number - 1)
+        vector = beside(self.registry, run, number, number - 1, run.stage)
         log.warning("round %d: its model is spent; training goes on beside it", number + 1)
         digest = vector_hash(wire.pack(vector))
         self.audit.append("model spent", plan=plan.hash.hex(), version=number, beside=digest)

@@ -8,16 +8,13 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from nexus_common.growth import Point
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.tail import Reported
-from nexus_common.versions import perturbed
 from numpy.typing import NDArray
 
 from nexus_server.database import insert
@@ -29,8 +26,6 @@ _DESCENDANT: Final = """
     SELECT own.run FROM versions own JOIN versions their ON own.hash = their.hash AND own.run <> their.run
     WHERE their.state = ? AND own.state <> ? AND own.cohort = '[]' LIMIT 1"""
 """A run that began at a withdrawn version of another one."""
-
-_HALVINGS: Final = 12
 
 
 class Runs(Sums):
@@ -140,23 +135,6 @@ class Runs(Sums):
             insert(db, "versions", _version(run.plan.name, run.round + 1, version, run.stage) | {"state": MIDPOINT})
         return True
 
-    def beside(self, run: Run, number: int, other: int) -> Vector:
-        """A vector near version ``number``, towards version ``other``, that is none of the run's yet.
-
-        So the same model is never trained on twice.  Where there is no other version of the same form, or nothing
-        between the two, it is a perturbation that the plan seeds (specification, "Recovery").
-        """
-        versions = {version.number: version for version in self.versions(run.plan.name)}
-        near, known = self.vector(run.plan.name, number), {version.hash for version in versions.values()}
-        alike = other in versions and versions[other].stage == versions[number].stage
-        middle = self.vector(run.plan.name, other) if alike else near
-        for _ in range(_HALVINGS):
-            middle = ((near.astype(np.float64) + middle) / 2).astype(np.float32)
-            if self._versions.name({"vector": middle}) not in known:
-                return middle
-        attempts = (perturbed(run.plan, attempt, near) for attempt in count(number + 1))
-        return next(vector for vector in attempts if self._versions.name({"vector": vector}) not in known)
-
     def withdraw(self, run: str, first: int, last: int) -> int:
         """Take versions out of use for good, with all that other runs made of them; the number of the newest.
 
@@ -199,21 +177,6 @@ class Runs(Sums):
         """Whether sites have given all masked inputs that a run's plan allows, failed rounds included."""
         asked = sum(self.slots_asked(protocol.hash) for protocol in run.plan.protocol_plans)
         return max(asked, run.round) >= run.plan.most_inputs
-
-    def line(self, run: Run, least: int = 1) -> list[Point]:
-        """The versions that led to a run's newest one, with what at least so many sites reported of them."""
-        told = self.figures(run.plan.name, least)
-        kept = [version for version in self.versions(run.plan.name) if version.state in (MADE, MIDPOINT)]
-        return [
-            Point(
-                version.number,
-                version.stage,
-                tuple({name: one.value for name, one in arm.items()} for arm in told.get(version.number, [])),
-                after.cohort if after else (),
-                version.state == MADE,
-            )
-            for version, after in zip_longest(kept, kept[1:])
-        ]
 
     def last_failure(self, run: Run) -> dict[str, str]:
         """Why the newest try of a run's next round came to nothing, by site; empty where none did."""

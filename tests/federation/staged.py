@@ -152,8 +152,10 @@ class Staged(Federation):
         for number, version in enumerate(self.registry.versions("sim")):
             vector, form = self.registry.vector("sim", number), self.plan.stages[version.stage]
             if version.state == MIDPOINT:
-                middle = np.mean(vectors[-2:], axis=0, dtype="f8").astype("f4") if forms[-2:] == [form, form] else None
-                expected = perturbed(self.plan, number, vectors[-1]) if middle is None else middle
+                last = zip(vectors[-2:], forms[-2:], strict=True)
+                two = [one if held == form else held.control(one) for one, held in last if form in (held, held.alone)]
+                middle = np.mean(two, axis=0, dtype="f8").astype("f4")
+                expected = middle if len(two) == 2 else perturbed(self.plan, number, vectors[-1])
                 np.testing.assert_array_equal(vector, expected)
             elif number:
                 begins = trained_from(self.plan, number - 1, vectors[-1])

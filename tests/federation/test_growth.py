@@ -11,6 +11,7 @@ from nexus_common.layout import Layout
 from nexus_common.plan import Plan
 from nexus_server.admin_api import Rollback
 from nexus_server.admin_models import ModelAdministration
+from nexus_server.lineage import line
 from nexus_server.records import MADE, MIDPOINT
 
 from tests.federation.staged import FIVE, Site, Staged, die
@@ -50,12 +51,20 @@ def stages(federation: Staged) -> list[int]:
 def trials_of(federation: Staged) -> list[Trial]:
     run = federation.registry.run("sim")
     assert run is not None
-    return trials(federation.plan, federation.registry.line(run))
+    return trials(federation.plan, line(federation.registry, run))
 
 
 @pytest.mark.parametrize(
     ("gains", "winner"),
-    [((0.1, 0.0), 1), ((0.0, 0.1), 2), ((0.1, 0.2), 2), ((0.1, 0.1), 2), ((0.0, 0.0), 0), ((0.009, 0.005), 0), ((-0.1, -0.1), 0)],
+    [
+        ((0.1, 0.0), 1),
+        ((0.0, 0.1), 2),
+        ((0.1, 0.2), 2),
+        ((0.1, 0.1), 2),
+        ((0.0, 0.0), 0),
+        ((0.009, 0.005), 0),
+        ((-0.1, -0.1), 0),
+    ],
 )
 def test_a_dendrite_stays_only_where_it_beat_its_own_control(
     tmp_path: Path, gains: tuple[float, float], winner: int
@@ -166,6 +175,25 @@ def test_a_rollback_into_a_trial_ends_it_and_it_may_be_tried_again(tmp_path: Pat
         federation.turns(federation.state != "finished")
     assert [trial.winner for trial in trials_of(federation)] == [1]
     assert stages(federation)[-1] == 1
+
+
+@pytest.mark.parametrize("to", [TRIAL.start - 1, TRIAL.start, TRIAL.stop - 1])
+def test_going_back_again_to_the_same_version_goes_on_from_other_weights(tmp_path: Path, to: int) -> None:
+    federation = growing(tmp_path, rounds=12)
+    federation.turns(TRIAL.stop + 1)
+    models = ModelAdministration(federation.registry, federation.conductor, federation.audit)
+    laid = []
+    for _ in range(3):
+        models.rollback(Rollback(run=None, version=to))
+        laid.append(federation.registry.vector("sim", federation.round))
+        federation.turns(1)
+        assert federation.states[-1] == MADE, "the sites have not opened these weights before"
+    control = federation.plan.stages[0]
+    assert {len(vector) for vector in laid} == {control.dim}
+    assert len({vector.tobytes() for vector in laid}) == len(laid)
+    near, after = (control.control(federation.registry.vector("sim", number)) for number in (to, to + 1))
+    if to < TRIAL.stop - 1:
+        np.testing.assert_array_equal(laid[0], np.mean([near, after], axis=0, dtype="f8").astype("f4"))
 
 
 def test_a_plan_without_loss_or_score_has_one_stage() -> None:
