@@ -101,7 +101,9 @@ def _told(point: Point, figure: str) -> bool:
 
 
 def _scores(point: Point, stage: Stage) -> tuple[float | None, ...]:
-    return tuple(report.get("score") for report in point.reports) or (None,) * len(stage.arms)
+    """One of each arm; of the last ones nothing may be reported."""
+    told = [report.get("score") for report in point.reports]
+    return (*told, *[None] * (len(stage.arms) - len(told)))
 
 
 def _winner(stage: Stage, scores: Sequence[float | None], min_gain: float) -> int:

@@ -45,6 +45,8 @@ def next_version(registry: Registry, run: Run, found: Sum) -> Next | None:
 def _next_stage(registry: Registry, run: Run, found: Sum) -> int:
     """The number of the form that the new version is kept in: a trial may begin here, or be decided."""
     plan, form, points = run.plan, run.form, line(registry, run)
+    if not points or points[-1].number != run.round:
+        return run.stage  # rolled back or withdrawn meanwhile: this round is void
     told = tuple({name: one.value for name, one in arm.items()} for arm in found.reported)
     points[-1] = replace(points[-1], reports=told, by=tuple(found.cohort))
     stage = next_stage(plan, points, plan.rounds - run.done - 1)

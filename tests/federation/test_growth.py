@@ -9,6 +9,7 @@ from nexus_common import wire
 from nexus_common.growth import Trial, trials
 from nexus_common.layout import Layout
 from nexus_common.plan import Plan
+from nexus_common.rpc import Nothing
 from nexus_server.admin_api import Rollback
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.lineage import line
@@ -194,6 +195,36 @@ def test_going_back_again_to_the_same_version_goes_on_from_other_weights(tmp_pat
     near, after = (control.control(federation.registry.vector("sim", number)) for number in (to, to + 1))
     if to < TRIAL.stop - 1:
         np.testing.assert_array_equal(laid[0], np.mean([near, after], axis=0, dtype="f8").astype("f4"))
+
+
+def test_a_rollback_to_before_a_trial_while_a_sum_is_opened_voids_that_round_alone(tmp_path: Path) -> None:
+    """It may seem that a trial begins here, from weights of another form than the sum is of."""
+    federation = growing(tmp_path, rounds=16)
+    federation.turns(TRIAL.stop + 1)
+    assert stages(federation)[-1] == 1
+    models = ModelAdministration(federation.registry, federation.conductor, federation.audit)
+
+    def roll_back(when: str, trip: str) -> None:
+        if (when, trip) == ("after", "open") and federation.states[-1] == MADE:
+            models.rollback(Rollback(run=None, version=TRIAL.start - 1))
+
+    federation.grid.hook = roll_back
+    federation.turns(1)
+    federation.grid.hook = lambda when, trip: None
+    assert (federation.states[-1], stages(federation)[-1]) == (MIDPOINT, 0)
+    federation.turns(1)
+    assert federation.states[-1] == MADE
+
+
+def test_an_arm_of_which_nothing_is_reported_is_shown_all_the_same(tmp_path: Path) -> None:
+    federation = growing(tmp_path, aggregation={"slots": 4, "range": 1.0, "figures": ("loss", "score")})
+    silent = federation.plan.stages[-1].arms[-1]
+    for site in federation.sites.values():
+        site.report = lambda layout, weights: {} if layout == silent else {"loss": 1.0, "score": 0.5}  # type: ignore[method-assign]
+    federation.finish()
+    assert [trial.scores[2] for trial in trials_of(federation)] == [None]
+    models = ModelAdministration(federation.registry, federation.conductor, federation.audit)
+    assert [len(version.arms) for version in models.models(Nothing()).versions] == [1] * PLATEAU + [3] * 3 + [1] * 3
 
 
 def test_a_plan_without_loss_or_score_has_one_stage() -> None:
