@@ -107,10 +107,7 @@ class Approvals:
             if not proposal.wanted or self.lacking(plan):
                 continue
             active = self.registry.active_run()
-            if active is not None:
-                if active.state == RUNNING and plan.origin and plan.origin.plan == active.plan.hash.hex():
-                    log.info("plan %s is approved: run %s ends after its round", plan.name, active.plan.name)
-                    return self.registry.set_state(active.plan.name, STOPPING, expected=RUNNING)
+            if active is not None and not (active.state == RUNNING and _follows(plan, active)):
                 continue
             try:
                 first = first_version(self.registry, plan)
@@ -120,11 +117,18 @@ class Approvals:
                 self.registry.unwant(plan)
                 continue
             self.problem = None
+            if active is not None:
+                log.info("plan %s is approved: run %s ends after its round", plan.name, active.plan.name)
+                return self.registry.set_state(active.plan.name, STOPPING, expected=RUNNING)
             self.audit.append("run began", plan=plan.hash.hex(), name=plan.name)
             self.registry.create_run(plan, first)
             log.info("run %s begins", plan.name)
             return True
         return False
+
+
+def _follows(plan: Plan, run: Run) -> bool:
+    return plan.origin is not None and plan.origin.plan == run.plan.hash.hex()
 
 
 def first_version(registry: Registry, plan: Plan) -> Vector:
@@ -156,6 +160,6 @@ def first_version(registry: Registry, plan: Plan) -> Vector:
 def origin_run(registry: Registry, plan: Plan) -> Run:
     """The run that a plan follows; Refusal ``wrong-context`` where this server does not have it."""
     for run in registry.all_runs():
-        if plan.origin is not None and run.plan.hash.hex() == plan.origin.plan:
+        if _follows(plan, run):
             return run
     raise Refusal("wrong-context", f"plan {plan.name} follows a plan that this server never ran")

@@ -209,6 +209,20 @@ def test_a_plan_that_follows_the_active_run_ends_it_and_begins_at_its_newest_ver
     np.testing.assert_array_equal(consortium.registry.vector("second", 0), consortium.registry.vector("first", 1))
 
 
+def test_a_plan_that_cannot_follow_the_active_run_any_more_does_not_end_it(consortium: Consortium, first: Plan) -> None:
+    """Written before the adapter of that run grew, say."""
+    consortium.registry.propose(first, wanted=True)
+    consortium.turns(2)
+    grown = {"salience": True, "projection_dendrites": 1}
+    second = plan_of("second", origin={"plan": first.hash.hex()}, adapter=grown)
+    consortium.registry.propose(second, wanted=True)
+    consortium.says(wire.APPROVED, plan=second)
+    consortium.turns(2)
+    assert consortium.state("first") == (RUNNING, 1)
+    assert consortium.state("second") is None
+    assert "`plan new --from first` writes the right one" in (consortium.conductor.approvals.problem or "")
+
+
 def test_a_plan_with_a_version_begins_there(consortium: Consortium, first: Plan) -> None:
     consortium.registry.propose(first, wanted=True)
     consortium.turns(5)
