@@ -108,7 +108,7 @@ _log.propagate = True
 
 MAX_BODY_BYTES: Final = 6 << 20  # one 5 MiB Flower chunk and its envelope
 MAX_SMALL_BODY_BYTES: Final = 64 << 10  # whatever carries no part
-MAX_PARTS: Final = 8  # objects in one message: five of structure, the rest chunks of 5 MiB, two for the largest layout
+MAX_PARTS: Final = 8  # objects in one message: five of structure, the rest chunks of 5 MiB, three for the largest trial
 LEASE_SECONDS: Final = 10  # heartbeat interval announced to Flower, its smallest
 SMALL_BYTES: Final = 32 << 10  # of content that travels in the message itself: no request for each of its parts
 HEARTBEAT_SECONDS: Final = 3.0

@@ -8,6 +8,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +45,7 @@ class Runs(Sums):
             "FROM runs WHERE name = ?",
             name,
         )
-        return Run(**rows[0] | {"plan": Plan.model_validate_json(rows[0]["plan"])}) if rows else None
+        return Run(**rows[0] | {"plan": _plan(rows[0]["plan"])}) if rows else None
 
     def all_runs(self) -> list[Run]:
         """Every run, the newest first."""
@@ -208,6 +209,12 @@ class Runs(Sums):
     def optimiser_state(self, run: Run) -> dict[str, NDArray[np.float64]]:
         """The server optimiser's state after the newest round."""
         return self._optimisers.load(run.optimiser) if run.optimiser else {}
+
+
+@lru_cache(maxsize=16)
+def _plan(canonical: bytes) -> Plan:
+    """Read once: a run is asked for many times a second, and a plan with many stages takes long to check."""
+    return Plan.model_validate_json(canonical)
 
 
 def _newest(db: sqlite3.Connection, run: str) -> int:

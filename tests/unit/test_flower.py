@@ -7,15 +7,20 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nexus_common import flower as fl
 from nexus_common.errors import Refusal
+from nexus_common.layout import MAX_DENDRITES, Layout
+from nexus_common.stages import stages_of
+from nexus_common.tail import SCALE, width
 from nexus_common.wire import Parcel
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord  # isort: skip  only after our own module
 
+SIGNED_BYTES = 114  # of a masked input, around the integers
 Contents = dict[str, bytes]
 PARCEL = Parcel("train", {"run": b"r" * 32, "round": 7}, b"\x00\x01" * 100)
 PARCELS = st.builds(
@@ -221,3 +226,13 @@ def test_a_message_has_no_more_bytes_than_arrived() -> None:
     except Refusal:
         return
     assert len(vector) <= size
+
+
+def test_the_largest_trial_that_a_plan_can_reach_is_few_enough_parts() -> None:
+    """Its masked input is as long as the version in it: 4 bytes a value, with each arm's figures and a signature."""
+    firsts = [Layout(n, salience) for n in range(MAX_DENDRITES + 1) for salience in (None, *range(MAX_DENDRITES + 1))]
+    stages = {stage for first in firsts for stage in stages_of(first, MAX_DENDRITES, ("projection", "salience"))}
+    values = max(stage.dim + len(stage.arms) * width(tuple(SCALE)) for stage in stages)
+    whole = np.arange(values + 1 + SIGNED_BYTES // 4, dtype="<u4").tobytes()  # no two chunks are alike
+    _, parts = taken_apart(fl.instruction(Parcel("train", {"run": b"r" * 32}, whole), 5, 60))
+    assert len(parts) == fl.MAX_PARTS
