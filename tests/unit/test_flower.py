@@ -232,7 +232,7 @@ def test_the_largest_trial_that_a_plan_can_reach_is_few_enough_parts() -> None:
     """Its masked input is as long as the version in it: 4 bytes a value, with each arm's figures and a signature."""
     firsts = [Layout(n, salience) for n in range(MAX_DENDRITES + 1) for salience in (None, *range(MAX_DENDRITES + 1))]
     stages = {stage for first in firsts for stage in stages_of(first, MAX_DENDRITES, ("projection", "salience"))}
-    values = max(stage.dim + len(stage.arms) * width(tuple(SCALE)) for stage in stages)
+    values = max(stage.dim + len(stage.arms) * width((*SCALE, "vote")) for stage in stages)
     whole = np.arange(values + 1 + SIGNED_BYTES // 4, dtype="<u4").tobytes()  # no two chunks are alike
     _, parts = taken_apart(fl.instruction(Parcel("train", {"run": b"r" * 32}, whole), 5, 60))
     assert len(parts) == fl.MAX_PARTS

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from nexus_client import rounds as module
 from nexus_client.consent import Consent
+from nexus_client.held_out import HeldOut
 from nexus_client.policy import change_policy, write_policy
 from nexus_client.record import ProtocolRecord
 from nexus_client.rounds import SiteRounds
@@ -395,11 +396,53 @@ def test_a_model_of_another_plan_is_not_trained_on(site: SiteRounds) -> None:
     assert refused(site, train()) == "model-replay"
 
 
+def trial_of(plan: Plan, weights: bytes) -> bytes:
+    """The first version of a trial that begins with these weights."""
+    alone = plan.stages[0]
+    return wire.pack(moved(wire.unpack(weights, alone), alone, plan.stages[TRIAL], plan.adapter.seed_bytes))
+
+
+def test_all_arms_of_a_trial_train_on_the_same_batches_and_the_control_is_for_use(
+    site: SiteRounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(site, GROWING)
+    drawn: list[int] = []
+
+    def trained(layout: Layout, vector: np.ndarray, *given: Any) -> np.ndarray:
+        drawn.append(int(given[3].integers(2**63)))
+        given[4](1, float(layout.projection))
+        return np.full(layout.dim, layout.projection, np.float32)
+
+    monkeypatch.setattr(module, "local_update", trained)
+    monkeypatch.setattr(HeldOut, "report", lambda _, layout, vector: {"score": layout.projection / 4})
+    trial, form = trial_of(GROWING, LATER), GROWING.stages[TRIAL]
+    assert site.handle(wire.TrainRound(GROWING.hash, 2, TRIAL, 1, 0, trial)) == wire.Trained(
+        wire.model_hash(form, trial)
+    )
+    made, kept = site.masking.made, StoredAdapter.read(site.workspace.place.federated_file)
+    assert made is not None
+    assert kept is not None
+    assert len(drawn) == 2
+    assert len(set(drawn)) == 1
+    assert made.figures == [{"score": 0.0, "train_loss": 0.0}, {"score": 0.25, "train_loss": 1.0}]
+    assert [set(arm) for arm in form.split(made.update)] == [{0.0}, {1.0}]
+    assert (kept.layout, wire.pack(kept.vector)) == (form.arms[0], LATER)
+
+
+def test_a_trial_is_not_trained_with_a_dendrite_of_the_servers_choice_or_delivered_for_use(site: SiteRounds) -> None:
+    prepared(site, GROWING)
+    trial, arm = np.frombuffer(trial_of(GROWING, LATER), "<f4").copy(), GROWING.stages[TRIAL].arms[1]
+    arm.split(GROWING.stages[TRIAL].split(trial)[1])["projection.dendrites.0.bias"][0] = 0.5
+    assert refused(site, wire.TrainRound(GROWING.hash, 2, TRIAL, 1, 0, wire.pack(trial))) == "bad-version"
+    for stage in (TRIAL, TRIAL + 1):
+        assert refused(site, wire.Deliver(GROWING.hash, 2, stage, trial_of(GROWING, LATER))) == "wrong-context"
+    assert refused(site, wire.TrainRound(GROWING.hash, 2, TRIAL + 1, 1, 0, LATER)) == "wrong-context"
+    assert stored(site) is None
+
+
 def test_weights_of_another_plan_are_not_trained_on_in_a_trial_or_a_closing_round_either(site: SiteRounds) -> None:
     """A sum of them may be open that this site has a part in and did not help to open."""
     prepared(site).handle(train(1, LATER))
     prepared(site, GROWING)
-    weights = wire.unpack(LATER, GROWING.stages[0])
-    trial = moved(weights, GROWING.stages[0], GROWING.stages[TRIAL], GROWING.adapter.seed_bytes)
-    for stage, close, vector in ((0, 0, LATER), (0, 1, LATER), (TRIAL, 0, wire.pack(trial))):
+    for stage, close, vector in ((0, 0, LATER), (0, 1, LATER), (TRIAL, 0, trial_of(GROWING, LATER))):
         assert refused(site, wire.TrainRound(GROWING.hash, 1, stage, 1, close, vector)) == "model-replay"
