@@ -103,7 +103,8 @@ class Aggregation:
         self._slot += 1
         self.registry.count_slot(server.plan.hash)
         message = server.round(self._slot, model)
-        self._trip(run, server, dict.fromkeys(sites, message), self._inboxes)
+        seconds = SMALL_TRIP_SECONDS * len(run.form.arms)  # what comes back is as much longer
+        self._trip(run, server, dict.fromkeys(sites, message), self._inboxes, seconds)
         for site in _named(server, server.heard):
             self._inboxes.pop(site, None)
         replays = [site for site, code in self.failures.items() if code == "refused: model-replay"]
@@ -174,10 +175,15 @@ class Aggregation:
         )
 
     def _trip(
-        self, run: Run, server: Server, messages: Mapping[str, bytes], inboxes: Mapping[str, bytes] | None = None
+        self,
+        run: Run,
+        server: Server,
+        messages: Mapping[str, bytes],
+        inboxes: Mapping[str, bytes] | None = None,
+        seconds: float = SMALL_TRIP_SECONDS,
     ) -> None:
         """Send, and send the same bytes again where no answer came, until all have answered or time is up."""
-        waiting, ends = dict(messages), time.monotonic() + SMALL_TRIP_SECONDS
+        waiting, ends = dict(messages), time.monotonic() + seconds
         inboxes = inboxes or {}
         while waiting and (left := ends - time.monotonic()) > 0:
             # One object for equal messages, so that Flower and the log hold it once.

@@ -174,7 +174,8 @@ class Conductor:
         request = wire.TrainRound(plan.hash, run.round, run.stage, int(use), int(close), wire.pack(vector))
         begins = wire.pack(trained_from(plan, run.round, vector))
         model = wire.model_hash(run.form, begins, close=close)
-        answers = self.exchange.ask(dict.fromkeys(sites, request), plan.round_deadline_seconds)
+        seconds = plan.round_deadline_seconds * len(run.form.arms)  # each is trained as long as an adapter alone
+        answers = self.exchange.ask(dict.fromkeys(sites, request), seconds)
         trained = sorted(site for site, answer in answers.items() if answer == wire.Trained(model))
         for site in trained:
             if use:

@@ -65,6 +65,36 @@ def test_weights_are_opened_once_alone_or_in_a_trial(
     np.testing.assert_allclose(read, federation.sites[FIVE[-1]].update(weights), atol=1e-3)
 
 
+def test_weights_count_as_opened_also_where_a_site_has_trained_on_others_before_their_sum_is_opened(
+    tmp_path: Path,
+) -> None:
+    """A server that sends the next model between a round and its opening, so that sites would forget which it was."""
+    federation = federation_of(tmp_path)
+    plan, run, masked = federation.plan, federation.registry.run("sim"), federation.conductor.masked
+    assert run is not None
+    weights, trial = federation.registry.vector("sim", 0), len(plan.stages) - 1
+    first = wire.TrainRound(plan.hash, 1, 0, 0, 0, wire.pack(weights))
+    other = wire.TrainRound(plan.hash, 2, 0, 0, 0, wire.pack(weights + 1))
+    both = wire.pack(moved(weights, plan.stages[0], plan.stages[trial], plan.adapter.seed_bytes))
+    for site in federation.sites.values():
+        site(wire.Prepare(plan.canonical))
+    holding = masked.set_up(run, FIVE)
+
+    def send(message: wire.TrainRound) -> None:
+        federation.conductor.exchange.ask(dict.fromkeys(FIVE, message), 5.0)
+
+    send(first)
+    federation.grid.hook = lambda when, trip: send(other) if (when, trip) == ("after", "round") else None
+    masked.collect(run, wire.model_hash(plan.stages[0], first.vector), holding)
+    assert masked.open(run) is not None
+    federation.grid.hook = lambda when, trip: None
+    now = replace(run, stage=trial)
+    holding = masked.set_up(now, FIVE)
+    send(wire.TrainRound(plan.hash, 1, trial, 0, 0, both))
+    with pytest.raises(ModelSpent):
+        masked.collect(now, wire.model_hash(plan.stages[trial], both), holding)
+
+
 def test_a_trial_begins_with_the_dendrite_that_the_plan_fixes() -> None:
     plan = plan_of(FIVE, growth={"max_dendrites": 1})
     single, trial = plan.stages[0], plan.stages[-1]

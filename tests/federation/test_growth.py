@@ -10,10 +10,13 @@ from nexus_common.growth import Trial, trials
 from nexus_common.layout import Layout
 from nexus_common.plan import Plan
 from nexus_common.rpc import Nothing
+from nexus_common.versions import StoredAdapter
 from nexus_server.admin_api import Rollback
 from nexus_server.admin_models import ModelAdministration
+from nexus_server.exchange import SMALL_TRIP_SECONDS, GridExchange
 from nexus_server.lineage import line
-from nexus_server.records import MADE, MIDPOINT
+from nexus_server.rebuild import adopt
+from nexus_server.records import MADE, MIDPOINT, RUNNING, STOPPED
 
 from tests.federation.staged import FIVE, Site, Staged, die
 from tests.federation.test_masked import POINTS
@@ -225,6 +228,55 @@ def test_an_arm_of_which_nothing_is_reported_is_shown_all_the_same(tmp_path: Pat
     assert [trial.scores[2] for trial in trials_of(federation)] == [None]
     models = ModelAdministration(federation.registry, federation.conductor, federation.audit)
     assert [len(version.arms) for version in models.models(Nothing()).versions] == [1] * PLATEAU + [3] * 3 + [1] * 3
+
+
+def test_the_optimiser_begins_anew_with_each_stage(tmp_path: Path) -> None:
+    federation = growing(tmp_path, server={"optimiser": "fedadam", "step": 0.001})
+    shapes = list[set[tuple[int, ...]]]()
+    for _ in range(8):
+        federation.turns(1)
+        run = federation.registry.run("sim")
+        assert run is not None
+        shapes.append({value.shape for value in federation.registry.optimiser_state(run).values()})
+    first, grown, trial = (federation.plan.stages[stage].dim for stage in (0, 1, -1))
+    anew = set[tuple[int, ...]]()
+    assert shapes == [{(first,)}] * 2 + [anew] + [{(trial,)}] * 2 + [anew] + [{(grown,)}] * 2
+
+
+def test_a_lost_server_goes_on_from_what_a_site_has_of_a_trial(tmp_path: Path) -> None:
+    lost = growing(tmp_path / "lost", rounds=16)
+    lost.turns(TRIAL.start + 1)
+    run, plan = lost.registry.run("sim"), lost.plan
+    assert run is not None
+    for at in (lost.round - 1, lost.round):  # what a site trained on last, and what it has not seen yet
+        _, control = lost.registry.adapter(run, at)
+        adopt(tmp_path / f"from {at}", StoredAdapter(plan, at, control, plan.stages[0].arms[0]))
+        again = Staged(tmp_path / f"from {at}", plan)
+        again.sites = lost.sites
+        again.grid = type(again.grid)(again.sites)
+        for site in again.sites.values():
+            site.memory.plans.clear()  # a test is too fast for epochs that are times
+            site.restart()
+        again.restart_server()
+        assert (stages(again), again.registry.set_state("sim", RUNNING, expected=STOPPED)) == ([0], True)
+        for _ in range(30):
+            again.turns(again.state != "finished")
+        assert [trial.winner for trial in trials_of(again)] == [1]
+        assert (again.done, stages(again)[-1]) == (16, 1)
+
+
+def test_a_trial_has_as_much_more_time_as_it_trains_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = growing(tmp_path)
+    given, ask = {"train": list[float](), "round": list[float]()}, GridExchange.ask
+
+    def noted(self: GridExchange, messages: dict[str, wire.Message], timeout: float) -> object:
+        given.setdefault(wire.purpose(next(iter(messages.values()))), []).append(round(timeout))
+        return ask(self, messages, timeout)
+
+    monkeypatch.setattr(GridExchange, "ask", noted)
+    federation.finish()
+    for trip, one in (("train", federation.plan.round_deadline_seconds), ("round", SMALL_TRIP_SECONDS)):
+        assert given[trip] == [one] * PLATEAU + [3 * one] * len(TRIAL) + [one] * 3
 
 
 def test_a_plan_without_loss_or_score_has_one_stage() -> None:
