@@ -56,14 +56,14 @@ def check_stage(plan: Plan, number: int, *, alone: bool = False) -> Stage:
 def check_newborn(plan: Plan, stage: Stage, vector: Vector) -> None:
     """Refusal ``bad-version`` where a candidate that changes no output yet is not the one that the plan's seed fixes.
 
-    That is how every trial begins.  (Later in it the weights are trained, and ``check_reach`` alone bounds them.)
+    That is how every trial begins.  Later in it the weights are trained, and ``check_reach`` alone bounds them; so it
+    does what a server that lies makes look trained.
     """
     control, *candidates = stage.split(vector)
     for arm, found in zip(stage.arms[1:], candidates, strict=True):
-        born = grown(control, stage.arms[0], arm, plan.adapter.seed_bytes)
-        tops = [entry for entry in arm.entries if entry.name not in {one.name for one in stage.arms[0].entries}]
-        silent = all(not found[entry.span].any() for entry in tops if "dendrites" not in entry.name)
-        if silent and not np.array_equal(found, born):
+        new = [entry for entry in arm.entries if entry.name not in {one.name for one in stage.arms[0].entries}]
+        silent = not any(found[entry.span].any() for entry in new if "dendrites" not in entry.name)
+        if silent and not np.array_equal(found, grown(control, stage.arms[0], arm, plan.adapter.seed_bytes)):
             raise Refusal("bad-version", f"a trial of plan {plan.name} begins with other weights than its seed fixes")
 
 

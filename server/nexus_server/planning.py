@@ -42,7 +42,7 @@ def draft(registry: Registry, request: NewPlan) -> PlanDraft:
         fields["aggregation"] = _merged(fields.get("aggregation"), {"range": request.range})
     if before:
         fields["origin"] = _origin(registry, before, request.version).model_dump(exclude_none=True)
-        fields["adapter"] |= _grown(registry, before, request.version)
+        fields["adapter"] = _merged(fields["adapter"], _grown(registry, before, request.version))
     return _checked_draft({key: value for key, value in fields.items() if value is not None})
 
 

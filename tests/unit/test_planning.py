@@ -117,6 +117,7 @@ def test_a_version_to_begin_at_is_fixed_by_its_numbers(registry: Registry) -> No
         ({"origin": "frist"}, "no run 'frist' to follow; did you mean 'first'"),
         ({"recipe": "rounds = "}, "--recipe: not valid TOML"),
         ({"recipe": "[local]\nstep = 1"}, r"local\.step: unknown key; did you mean 'steps'"),
+        ({"recipe": "adapter = 3", "origin": "first"}, r"adapter: "),
         ({"hours": "night"}, "hours_utc: 'night' is not a span of hours"),
         ({"without": ("bank-a", "bank-b")}, "roster: "),
         ({"end_date": "tomorrow"}, "end_date: "),
