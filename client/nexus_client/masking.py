@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -13,31 +14,9 @@ from nexus_common.errors import Refusal
 from nexus_common.layout import Layout, Vector
 from nexus_common.plan import Plan
 from nexus_common.secagg import codec
-from nexus_common.secagg.client import Client, Offer
+from nexus_common.secagg.client import Client, Offer, Record
 from nexus_common.secagg.labels import label, label_of
 from nexus_common.secagg.plan import ProtocolPlan, load
-
-
-class Record(Protocol):
-    """``secagg.client.Record``, but that several names are noted as opened in one change."""
-
-    def last_epoch(self) -> int:
-        """The last epoch that was set up."""
-
-    def begin_epoch(self, number: int) -> None:
-        """An epoch is being set up."""
-
-    def inputs_sent(self) -> int:
-        """Masked inputs that left so far."""
-
-    def count_input(self) -> None:
-        """One more is about to leave."""
-
-    def was_opened(self, name: bytes) -> bool:
-        """Whether this site helped to open a sum under this name."""
-
-    def note_opened(self, *names: bytes) -> None:
-        """It is about to."""
 
 
 class Records(Protocol):
@@ -87,8 +66,8 @@ class _ByWeights:
     def was_opened(self, model_hash: bytes) -> bool:
         return any(map(self._record.was_opened, self._names(model_hash)))
 
-    def note_opened(self, model_hash: bytes) -> None:
-        self._record.note_opened(*self._names(model_hash))
+    def note_opened(self, *models: bytes) -> None:
+        self._record.note_opened(*chain.from_iterable(map(self._names, models)))
 
     def _names(self, model: bytes) -> list[bytes]:
         known = (one.weights for one in (self._made(), self._given) if one and one.model == model)

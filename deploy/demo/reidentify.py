@@ -101,7 +101,7 @@ class _Record:
     def was_opened(self, model_hash: bytes) -> bool:  # noqa: ARG002  the one round is the first
         return False
 
-    def note_opened(self, model_hash: bytes) -> None: ...
+    def note_opened(self, *names: bytes) -> None: ...
 
 
 def masked_round(

@@ -17,7 +17,7 @@ from nexus_common.plan import Plan
 from tests.plans import make_plan
 
 NAMES = ("bank-a", "bank-b", "hospital-a")
-MODEL, OTHER = b"m" * 32, b"o" * 32
+MODEL, WEIGHTS, OTHER = b"m" * 32, b"w" * 32, b"o" * 32
 
 
 @pytest.fixture
@@ -100,9 +100,10 @@ def test_another_plans_inputs_and_epochs_are_its_own(record: ProtocolRecord) -> 
 
 
 def test_a_model_opened_under_one_plan_is_opened_under_all(record: ProtocolRecord) -> None:
-    under(record, plan_of()).note_opened(MODEL)
+    under(record, plan_of()).note_opened(MODEL, WEIGHTS)
     others = under(record, plan_of(), 1), under(record, plan_of("another"))
-    assert all(one.was_opened(MODEL) and not one.was_opened(OTHER) for one in others)
+    for one in others:
+        assert [one.was_opened(name) for name in (MODEL, WEIGHTS, OTHER)] == [True, True, False]
 
 
 def test_a_model_that_is_noted_again_keeps_its_first_time(record: ProtocolRecord) -> None:

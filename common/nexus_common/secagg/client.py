@@ -81,8 +81,8 @@ class Record(Protocol):
     def was_opened(self, model_hash: bytes) -> bool:
         """Whether this site helped to open a sum for this model, under any plan."""
 
-    def note_opened(self, model_hash: bytes) -> None:
-        """It is about to."""
+    def note_opened(self, *names: bytes) -> None:
+        """It is about to, for these; all in one change."""
 
 
 @dataclass(frozen=True)
