@@ -15,6 +15,7 @@ from nexus_server.admin_models import ModelAdministration
 from nexus_server.admin_plans import PlanAdministration
 from nexus_server.enrolment import Enrolment
 from nexus_server.exchange import Exchange
+from nexus_server.lineage import line
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, WITHDRAWN, Run
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
@@ -190,7 +191,7 @@ class Administration:
             failed_rounds=self.registry.failed_rounds(run.plan.name),
             spent=self.registry.spent(run),
             failures=self.registry.last_failure(run),
-            trials=tuple(trial_lines(run.plan, self.registry.line(run, run.plan.min_cohort))),
+            trials=tuple(trial_lines(run.plan, line(self.registry, run, run.plan.min_cohort))),
             round_seconds=tuple(v.seconds for v in rounds if v.seconds is not None)[-1000:],
             bytes_up_per_site_round=round(sum(measured) / len(measured)) if measured else None,
             connected=tuple(connected),

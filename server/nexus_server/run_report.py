@@ -55,7 +55,7 @@ def report_of(registry: Registry, run: Run) -> Report:
         title="Training",
         told=TOLD,
         versions=versions,
-        trials=tuple(trial_lines(plan, registry.line(run, plan.min_cohort))),
+        trials=tuple(trial_lines(plan, line(registry, run, plan.min_cohort))),
         roster=plan.names,
         quorum=plan.quorum,
         every=every,
