@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from nexus_common.cli import moment
 from nexus_common.report import Course, RefusalLine, Refusals, Report, VersionLine, arm_lines, thinned, trial_lines
 
+from nexus_server.lineage import line
 from nexus_server.records import Run
 from nexus_server.registry import Registry
 from nexus_server.words import meaning_of
