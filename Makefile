@@ -14,7 +14,7 @@ TORCH := 'torch>=2.9.1,$(if $(filter aarch64,$(shell uname -m)),<2.10,<2.14)'
 PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
-.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale chaos fuzz lock licences audit clean
+.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites chaos fuzz lock licences audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -51,6 +51,9 @@ bench-flower: $(VENV)/.dev
 
 bench-sim: $(VENV)/.dev
 	$(RUN) -m tests.bench.simulation
+
+bench-dendrites: $(VENV)/.dev
+	nice $(RUN) -m tests.bench.dendrites
 
 bench-scale: $(VENV)/.dev
 	$(RUN) -m tests.bench.scale

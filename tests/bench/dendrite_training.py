@@ -1,0 +1,214 @@
+"""Training for the dendrites' benchmark: epochs over STS-B, and the product's rounds, pooled, federated, with a site left out.
+
+Losses, optimiser, dropout and server step are the product's; the steps are those of ``train.local_update``, to the bit,
+for adapters that it does not know as well.  A federated round takes the plain mean of the sites' updates: ``masked`` runs
+the real protocol beside it.  The test split is judged all along and chosen on nowhere.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from nexus_client.growing import DendriteGrowth
+from nexus_client.material import ScoredTask, Task, size
+from nexus_client.train import Learner, States, clipped, make_optimiser, scored_loss, task_loss
+from nexus_common.adapter import DendriticAdapter
+from nexus_common.layout import Vector
+from nexus_common.plan import Plan
+from nexus_common.recipe import LocalSettings
+from nexus_common.versions import trained_from
+from nexus_server.aggregate import make_optimiser as server_optimiser
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from tests.bench import simulate
+from tests.bench.data import Retrieval
+from tests.bench.dendrite_arms import Arm, live
+from tests.bench.dendrite_data import Similarity, embed, loaded, states_of
+from tests.plans import make_plan
+
+EPOCHS: Final = 30
+MOST_EPOCHS: Final = 60  # of an arm that grows: a trial costs both of its arms
+CPU: Final = torch.device("cpu")
+Look = dict[str, float]
+
+
+def epochs(arm: Arm, settings: LocalSettings, seed: int, count: int = EPOCHS) -> dict[str, Any]:
+    """Passes over all of STS-B's training pairs, judged after each; an arm that grows does so until it has stopped."""
+    data, states = loaded("stsb"), states_of("stsb")
+    assert isinstance(data, Similarity)
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    adapter = arm.adapter(seed)
+    optimiser = make_optimiser(adapter, settings)
+    growth = None if arm.grows is None else DendriteGrowth("dev", greater_is_better=True, place=arm.grows)
+    control, schedule = SimpleNamespace(should_training_stop=False), torch.optim.lr_scheduler.LambdaLR(optimiser, _one)
+    curve: list[Look] = []
+    best = read(adapter)
+    total = count if growth is None else MOST_EPOCHS
+    while len(curve) < total and not control.should_training_stop:
+        learner = Learner(adapter, states, CPU, settings.dropout, generator)
+        order = rng.permutation(size(data.train))
+        for rows in np.array_split(order, round(len(order) / settings.batch_rows)):
+            _step(optimiser, scored_loss(learner, data.train, rows, settings))
+        curve.append(_look(adapter, data))
+        if curve[-1]["dev"] == max(look["dev"] for look in curve):
+            best = read(adapter)
+        if growth is not None:
+            parts = [part for part in (adapter.salience, adapter.projection) if part is not None]
+            growth.on_evaluate(
+                None, SimpleNamespace(global_step=len(curve)), control, metrics={"dev": curve[-1]["dev"]},
+                model=torch.nn.Sequential(*parts), optimizer=optimiser, lr_scheduler=schedule,
+            )  # fmt: skip
+    found: dict[str, Any] = {"curve": curve}
+    if growth is not None:
+        growth.on_train_end(model=torch.nn.Sequential(*parts), optimizer=optimiser)
+        found["trials"] = [vars(trial) for trial in growth.trials]
+        best = read(adapter)
+    for when in ("last", "best"):
+        if when == "best":
+            write(adapter, best)
+        found[when] = _look(adapter, data) | {"general": _general(adapter, data)}
+    return found | {"parameters": arm.layout.dim if arm.engine == "perforatedai" else live(adapter)}
+
+
+def untuned() -> dict[str, Any]:
+    """The base model on STS-B, in the form of ``epochs``."""
+    data = loaded("stsb")
+    assert isinstance(data, Similarity)
+    adapter = DendriticAdapter(Arm("untuned", "").layout)
+    adapter.load_vector(adapter.layout.first_vector(b""))
+    look = _look(adapter, data)
+    return {
+        "curve": [look],
+        "best": (told := look | {"general": _general(adapter, data)}),
+        "last": told,
+        "parameters": 0,
+    }
+
+
+def _one(_: int) -> float:
+    """A learning rate that stays."""
+    return 1.0
+
+
+def _step(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+
+
+def _look(adapter: DendriticAdapter, data: Similarity) -> Look:
+    """Train loss over all training pairs, without dropout, and x 100 what both judged splits say."""
+    states, total, settings = states_of("stsb"), len(data.texts.items), LocalSettings()
+    with torch.inference_mode():
+        learner = Learner(adapter, states, CPU)
+        parts = np.array_split(np.arange(size(data.train)), 12)
+        losses = [len(part) * float(scored_loss(learner, data.train, part, settings)) for part in parts]
+    vectors = embed(adapter, states, data.judged_texts, total)
+    return {"train": sum(losses) / size(data.train)} | {
+        part: 100 * data.judge(vectors, split=part) for part in data.parts
+    }
+
+
+def _general(adapter: DendriticAdapter, data: Similarity) -> dict[str, float]:
+    return data.general_similarity(lambda numbers: embed(adapter, states_of("stsb"), numbers, len(data.texts.items)))
+
+
+def take_steps(
+    adapter: DendriticAdapter, tasks: list[Task], states: States, settings: LocalSettings, rng: np.random.Generator
+) -> None:
+    """``settings.steps`` steps of one site, as ``train.local_update`` takes them."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    learner = Learner(adapter, states, CPU, settings.dropout, generator)
+    optimiser = make_optimiser(adapter, settings)
+    odds = np.array([size(task) for task in tasks], float)
+    for _ in range(settings.steps):
+        task = tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))]
+        _step(optimiser, task_loss(learner, task, settings, rng))
+
+
+def read(adapter: DendriticAdapter) -> Vector:
+    """All parameters as one vector; for the product's adapters in the order of their layout."""
+    found: Vector = parameters_to_vector(adapter.parameters()).detach().numpy().copy()
+    return found
+
+
+def write(adapter: DendriticAdapter, vector: Vector) -> None:
+    """The inverse of ``read``."""
+    vector_to_parameters(torch.from_numpy(vector.copy()), adapter.parameters())
+
+
+def trained(adapter: DendriticAdapter, begins: Vector, train: Callable[[], None], clip_norm: float) -> Vector:
+    """The clipped change that ``train`` makes to an adapter which begins at a vector."""
+    write(adapter, begins)
+    train()
+    return clipped(read(adapter) - begins, clip_norm)
+
+
+def plan_of(arm: Arm, sites: list[str], seed: int) -> Plan:
+    """The shipped recipe for these sites, with the arm's layout."""
+    layout = arm.layout
+    place = {
+        "salience": layout.salience is not None,
+        "salience_dendrites": layout.salience or 0,
+        "projection_dendrites": layout.projection,
+        "activation": layout.activation,
+        "seed": seed,
+    }
+    return make_plan(sites, name="bench", rounds=10, min_cohort=len(sites), adapter=place)
+
+
+def rounds(name: str, arm: Arm, seed: int, *, pooled: bool, out: str | None = None) -> dict[str, Any]:
+    """Ten rounds over a set's sites (without site ``out``, which is then judged alone), judged after each."""
+    data, states = loaded(name), states_of(name)
+    sites = [site for site in data.sites if site != out]
+    plan, adapter = plan_of(arm, sites, seed), arm.adapter(seed)
+    settings, rng = plan.local, np.random.default_rng([seed, 1])
+    if pooled:  # the same number of steps, each over as many rows as all sites together
+        settings = settings.model_copy(update={"batch_rows": settings.batch_rows * len(sites)})
+        work = [(data.pooled_tasks(None, rng), np.random.default_rng([seed]))]
+    else:
+        every = {site: data.tasks(site, None, rng) for site in data.sites}
+        work = [(every[site], np.random.default_rng([seed, i])) for i, site in enumerate(sites)]
+    vector, curve = read(adapter), []
+    server = server_optimiser(plan.server, len(vector))
+    for number in range(plan.rounds):
+        begins = vector if pooled else trained_from(plan, number, vector)
+        updates = [
+            trained(adapter, begins, lambda t=t, r=r: take_steps(adapter, t, states, settings, r), settings.clip_norm)
+            for t, r in work
+        ]
+        mean = np.mean(updates, axis=0, dtype=np.float64)
+        vector = vector + updates[0] if pooled else server.apply(begins, mean)
+        if out is None or number + 1 == plan.rounds:
+            write(adapter, vector)
+            curve.append(_judged(name, embed(adapter, states, data.judged_texts, len(data.texts.items)), out))
+    return {"curve": curve, "parameters": live(adapter)}
+
+
+def masked(name: str, arm: Arm, seed: int) -> dict[str, Any]:
+    """The last version of the same federated run through Conductor, wire codec and secure aggregation."""
+    data, rng = loaded(name), np.random.default_rng([seed, 1])
+    every = {site: data.tasks(site, None, rng) for site in data.sites}
+    padded = simulate.states_of(data.texts.items, arm.layout)
+    vector = simulate.federated(plan_of(arm, data.sites, seed), every, padded, seed)
+    adapter = arm.adapter(seed).load_vector(vector)
+    found = embed(adapter, states_of(name), data.judged_texts, len(data.texts.items))
+    return {"curve": [_judged(name, found, None)], "parameters": live(adapter)}
+
+
+def base(name: str) -> dict[str, Any]:
+    """The base model on a set, each site's own figure too."""
+    data, layout = loaded(name), Arm("untuned", "").layout
+    adapter = DendriticAdapter(layout).load_vector(layout.first_vector(b""))
+    vectors = embed(adapter, states_of(name), data.judged_texts, len(data.texts.items))
+    curve = [_judged(name, vectors, None)]
+    if isinstance(data, Retrieval):
+        curve[0] |= {site: _judged(name, vectors, site)["test"] for site in data.sites}
+    return {"curve": curve, "parameters": 0}
+
+
+def _judged(name: str, vectors: np.ndarray, site: str | None) -> Look:
+    sites = None if site is None else [site]
+    return {split: 100 * loaded(name).judge(vectors, sites, split) for split in ("dev", "test")}
