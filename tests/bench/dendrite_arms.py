@@ -33,7 +33,7 @@ class RaggedPooling(SaliencePooling):
 
 
 class TwoLayer(nn.Module):
-    """y = W2 W1 x + b: linear, however many parameters; W2 W1 = I at birth, and units beyond 384 begin as dendrites do."""
+    """y = W2 W1 x + b: linear, however many parameters.  W2 W1 = I at birth; units beyond 384 begin as dendrites do."""
 
     def __init__(self, units: int, seed: bytes) -> None:
         super().__init__()

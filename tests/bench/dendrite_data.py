@@ -1,4 +1,4 @@
-"""What the dendrites' benchmark reads: the evaluation sets with a split to choose on, and their frozen states in memory."""
+"""What the dendrites' benchmark reads: the evaluation sets with a split to choose on, their frozen states in memory."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence

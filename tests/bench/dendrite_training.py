@@ -1,8 +1,8 @@
-"""Training for the dendrites' benchmark: epochs over STS-B, and the product's rounds, pooled, federated, with a site left out.
+"""Training for the dendrites' benchmark: epochs over STS-B; the product's rounds, pooled, federated, a site left out.
 
-Losses, optimiser, dropout and server step are the product's; the steps are those of ``train.local_update``, to the bit,
-for adapters that it does not know as well.  A federated round takes the plain mean of the sites' updates: ``masked`` runs
-the real protocol beside it.  The test split is judged all along and chosen on nowhere.
+Losses, optimiser, dropout and server step are the product's; the steps are those of ``train.local_update``, to the
+bit, for adapters that it does not know as well.  A federated round takes the plain mean of the sites' updates:
+``masked`` runs the real protocol beside it.  The test split is judged all along and chosen on nowhere.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from nexus_client.growing import DendriteGrowth
-from nexus_client.material import ScoredTask, Task, size
+from nexus_client.material import Task, size
 from nexus_client.train import Learner, States, clipped, make_optimiser, scored_loss, task_loss
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.layout import Vector

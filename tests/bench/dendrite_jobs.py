@@ -1,0 +1,121 @@
+"""The jobs of the dendrites' benchmark: which arm on which set, in which setting, with which seed; their results."""
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from nexus_common.recipe import LocalSettings
+
+from tests.bench import dendrite_noise, dendrite_training, simulate
+from tests.bench.dendrite_arms import ARMS, RANKS, Arm
+from tests.bench.dendrite_data import SETS, loaded
+
+FOLDER: Final = simulate.CACHE.parent / "dendrites"
+EPSILONS: Final = (math.inf, 8.0, 3.0, 1.0)
+RATES: Final = (3e-4, 1e-3, 3e-3)
+SETTINGS: Final = {
+    "case study": LocalSettings(dropout=0.0, learning_rate=2.5e-4),
+    "shipped": LocalSettings(),
+}
+"""On STS-B.  The case study's is not known in full: without dropout, at the learning rate of {1, 2, 2.5, 3, 10} x 1e-4
+with which the linear adapter's train loss after 30 epochs is nearest to the case study's 0.0038 (it is 0.0038)."""
+CORE: Final = ("linear", "two-layer linear", "linear twin", "1 dendrite", "grown dendrites", "salience",
+               "salience + linear", "salience + 1 dendrite", "salience dendrite + linear")  # fmt: skip
+NOISY: Final = ("linear", "1 dendrite", *(f"rank {rank}" for rank in RANKS), "rank 16, tanh")
+UNSEEN: Final = ("linear", "two-layer linear", "1 dendrite", "salience + linear", "salience + 1 dendrite",
+                 "salience dendrite + linear")  # fmt: skip
+RETRIEVAL: Final = ("medquad", "banking77")
+UNTUNED: Final = Arm("untuned", "the base model")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One result.  ``kind``: a setting of STS-B, ``pooled``, ``federated``, ``masked``, ``left out`` or ``noise``;
+    ``part``: the site left out, or epsilon and learning rate.
+    """
+
+    kind: str
+    set: str
+    arm: str
+    seed: int
+    part: str = ""
+
+    @property
+    def file(self) -> Path:
+        """Where its result is."""
+        words = (self.set, self.kind, self.arm, self.part, str(self.seed))
+        return FOLDER / ("_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()) for word in words if word) + ".json")
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that its result depends on, but for the code."""
+        arm = ARMS.get(self.arm, UNTUNED)
+        settings = SETTINGS.get(self.kind, SETTINGS["shipped"])
+        return asdict(self) | {"layout": asdict(arm.layout), "settings": settings.model_dump()}
+
+    def result(self) -> dict[str, Any] | None:
+        """What was measured, None where nothing was, or another job under that name."""
+        if not self.file.exists():
+            return None
+        found: dict[str, Any] = json.loads(self.file.read_text())
+        return found if found["job"] == self.described else None
+
+
+def measured(job: Job) -> dict[str, Any]:
+    """Do it."""
+    arm = ARMS.get(job.arm, UNTUNED)
+    if arm is UNTUNED:
+        return dendrite_training.untuned() if job.set == "stsb" else dendrite_training.base(job.set)
+    match job.kind:
+        case "pooled" | "federated":
+            return dendrite_training.rounds(job.set, arm, job.seed, pooled=job.kind == "pooled")
+        case "left out":
+            return dendrite_training.rounds(job.set, arm, job.seed, pooled=False, out=job.part)
+        case "masked":
+            return dendrite_training.masked(job.set, arm, job.seed)
+        case "noise":
+            epsilon, rate = map(float, job.part.split())
+            return dendrite_noise.noisy(arm, epsilon, rate, job.seed)
+    return dendrite_training.epochs(arm, SETTINGS[job.kind], job.seed)
+
+
+def run(job: Job, commit: str) -> float:
+    """Measure, write the file whole, and say how many seconds it took."""
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    found = measured(job)
+    seconds = time.monotonic() - began
+    beside = job.file.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps({"job": job.described, "code": commit, "seconds": round(seconds, 1)} | found))
+    beside.replace(job.file)
+    return seconds
+
+
+def jobs(seeds: int, fewer: int) -> Iterator[Job]:
+    """All of them, what matters most first; ``fewer`` seeds where a seed is costly or a question is a side one."""
+    for name in SETS:
+        yield Job("shipped", name, UNTUNED.name, 0)
+    for some, count in ((CORE, seeds), ([name for name in ARMS if name not in CORE], fewer)):
+        fixed = [name for name in some if ARMS[name].grows is None and ARMS[name].engine == "native"]
+        for seed in range(count):
+            for kind in SETTINGS:
+                trained = [name for name in some if kind == "shipped" or not name.startswith("rank")]
+                yield from (Job(kind, "stsb", n, seed) for n in trained if seed == 0 or ARMS[n].engine == "native")
+        for seed in range(count):
+            yield from (Job("pooled", name, arm, seed) for name in RETRIEVAL for arm in fixed)
+        for seed in range(fewer):
+            yield from (Job("federated", name, arm, seed) for name in ("stsb", *RETRIEVAL) for arm in fixed)
+    yield from (Job("masked", "banking77", arm, 0) for arm in ("linear", "1 dendrite"))
+    for seed in range(fewer):
+        parts = [f"{epsilon} {rate}" for epsilon in EPSILONS for rate in RATES]
+        yield from (Job("noise", "stsb", arm, seed, part) for arm in NOISY for part in parts)
+    for seed in range(fewer):
+        for name in RETRIEVAL:
+            yield from (Job("left out", name, arm, seed, site) for arm in UNSEEN for site in loaded(name).sites)
