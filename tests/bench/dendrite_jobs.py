@@ -28,6 +28,7 @@ SETTINGS: Final = {
 with which the linear adapter's train loss after 30 epochs is nearest to the case study's 0.0038 (it is 0.0038)."""
 CORE: Final = ("linear", "two-layer linear", "linear twin", "1 dendrite", "grown dendrites", "salience",
                "salience + linear", "salience + 1 dendrite", "salience dendrite + linear")  # fmt: skip
+PERFORATED: Final = "1 dendrite, perforatedai"  # the same figures, so one seed shows it
 NOISY: Final = ("linear", "1 dendrite", *(f"rank {rank}" for rank in RANKS), "rank 16, tanh")
 UNSEEN: Final = ("linear", "two-layer linear", "1 dendrite", "salience + linear", "salience + 1 dendrite",
                  "salience dendrite + linear")  # fmt: skip
@@ -99,19 +100,20 @@ def run(job: Job, commit: str) -> float:
 
 
 def jobs(seeds: int, fewer: int) -> Iterator[Job]:
-    """All of them, what matters most first; ``fewer`` seeds where a seed is costly or a question is a side one."""
+    """All of them, what matters most first; ``seeds`` of the main arms on STS-B, ``fewer`` of everything else."""
+    ranks = [name for name in ARMS if name.startswith("rank")]
+    others = [name for name in ARMS if name not in (*CORE, *ranks, PERFORATED)]
     for name in SETS:
         yield Job("shipped", name, UNTUNED.name, 0)
-    for some, count in ((CORE, seeds), ([name for name in ARMS if name not in CORE], fewer)):
-        fixed = [name for name in some if ARMS[name].grows is None and ARMS[name].engine == "native"]
+    yield from (Job(kind, "stsb", PERFORATED, 0) for kind in SETTINGS)
+    for some, count in ((CORE, seeds), (ranks, fewer), (others, fewer)):
+        fixed = [name for name in some if ARMS[name].grows is None]
         for seed in range(count):
             for kind in SETTINGS:
-                trained = [name for name in some if kind == "shipped" or not name.startswith("rank")]
-                yield from (Job(kind, "stsb", n, seed) for n in trained if seed == 0 or ARMS[n].engine == "native")
-        for seed in range(count):
-            yield from (Job("pooled", name, arm, seed) for name in RETRIEVAL for arm in fixed)
-        for seed in range(fewer):
-            yield from (Job("federated", name, arm, seed) for name in ("stsb", *RETRIEVAL) for arm in fixed)
+                yield from (Job(kind, "stsb", name, seed) for name in some if some is not ranks or kind == "shipped")
+        for kind, names in (("pooled", RETRIEVAL), ("federated", SETS)):
+            for seed in range(fewer):
+                yield from (Job(kind, name, arm, seed) for name in names for arm in fixed)
     yield from (Job("masked", "banking77", arm, 0) for arm in ("linear", "1 dendrite"))
     for seed in range(fewer):
         parts = [f"{epsilon} {rate}" for epsilon in EPSILONS for rate in RATES]

@@ -30,7 +30,7 @@ def code() -> str:
 def main() -> None:
     """Measure what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="of the main arms on STS-B and pooled")
+    parser.add_argument("--seeds", type=int, default=5, help="of the main arms on STS-B")
     parser.add_argument("--fewer-seeds", type=int, default=3, help="of all else")
     parser.add_argument("--kinds", nargs="+", help="only these kinds of job")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), help="only these sets")
