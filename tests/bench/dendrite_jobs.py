@@ -29,7 +29,7 @@ with which the linear adapter's train loss after 30 epochs is nearest to the cas
 CORE: Final = ("linear", "two-layer linear", "linear twin", "1 dendrite", "grown dendrites", "salience",
                "salience + linear", "salience + 1 dendrite", "salience dendrite + linear")  # fmt: skip
 PERFORATED: Final = "1 dendrite, perforatedai"  # the same figures, so one seed shows it
-NOISY: Final = ("linear", "1 dendrite", *(f"rank {rank}" for rank in RANKS), "rank 16, tanh")
+NOISY: Final = (*(f"rank {rank}" for rank in RANKS), "rank 16, tanh", "linear", "1 dendrite")
 UNSEEN: Final = ("linear", "two-layer linear", "1 dendrite", "salience + linear", "salience + 1 dendrite",
                  "salience dendrite + linear")  # fmt: skip
 RETRIEVAL: Final = ("medquad", "banking77")
@@ -115,9 +115,9 @@ def jobs(seeds: int, fewer: int) -> Iterator[Job]:
             for seed in range(fewer):
                 yield from (Job(kind, name, arm, seed) for name in names for arm in fixed)
     yield from (Job("masked", "banking77", arm, 0) for arm in ("linear", "1 dendrite"))
-    for seed in range(fewer):
+    for arm in NOISY:
         parts = [f"{epsilon} {rate}" for epsilon in EPSILONS for rate in RATES]
-        yield from (Job("noise", "stsb", arm, seed, part) for arm in NOISY for part in parts)
+        yield from (Job("noise", "stsb", arm, seed, part) for seed in range(fewer) for part in parts)
     for seed in range(fewer):
         for name in RETRIEVAL:
             yield from (Job("left out", name, arm, seed, site) for arm in UNSEEN for site in loaded(name).sites)

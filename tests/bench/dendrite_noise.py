@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 from nexus_client.privacy import LEAST_NOISE, epsilon_of
+from scipy import optimize
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
@@ -18,19 +19,21 @@ from tests.bench.dendrite_arms import Arm, live
 from tests.bench.dendrite_data import Similarity, embed, loaded, states_of
 
 SAMPLING, STEPS, DELTA, CLIP = 0.1, 60, 1e-5, 0.1
+MOST_NOISE: Final = 16.0
 CHUNK: Final = 64  # pairs whose gradients are in memory at once
 
 
 @functools.cache
 def noise_for(epsilon: float) -> float:
-    """The smallest noise multiplier, to three digits, with which all steps together cost at most ``epsilon``."""
+    """The noise multiplier, to two parts in a thousand, with which all steps together cost at most ``epsilon``."""
     if math.isinf(epsilon):
         return 0.0
-    low, high = LEAST_NOISE, 64.0
-    while high / low > 1.001:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if epsilon_of(middle, SAMPLING, STEPS, DELTA) <= epsilon else (middle, high)
-    return high
+
+    def over(logarithm: float) -> float:
+        return math.log(epsilon_of(math.exp(logarithm), SAMPLING, STEPS, DELTA) / epsilon)
+
+    found = optimize.brentq(over, math.log(LEAST_NOISE), math.log(MOST_NOISE), xtol=5e-4)
+    return float(math.exp(found + 1e-3))
 
 
 def noisy(arm: Arm, epsilon: float, rate: float, seed: int) -> dict[str, Any]:
