@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 SAME_COUNT: Final = 385
 """Units of a two-layer linear projection with exactly as many parameters as one with a dendrite: 2 x 147,840 + 384."""
+AWAKE: Final = 100
 
 
 class RaggedPooling(SaliencePooling):
@@ -85,6 +86,20 @@ def twin(layer: DendriticLayer, _: bytes) -> nn.Module:
     return layer
 
 
+def awake(layer: DendriticLayer, _: bytes) -> nn.Module:
+    """First dendrite weights of standard deviation 1, not 0.01: over x of length 1 their tanh bends from the start."""
+    with torch.no_grad():
+        for dendrite in layer.dendrites:
+            for parameter in dendrite.parameters():
+                parameter.mul_(AWAKE)
+    return layer
+
+
+def awake_twin(layer: DendriticLayer, seed: bytes) -> nn.Module:
+    """The linear control of ``awake``."""
+    return twin(awake(layer, seed), seed)
+
+
 def two_layer(_: DendriticLayer, seed: bytes) -> nn.Module:
     """Two linear layers with one dendrite's number of parameters."""
     return TwoLayer(SAME_COUNT, seed)
@@ -147,6 +162,10 @@ ARMS: Final = {
             Layout(1), twin, against=("linear",)),
         Arm("1 dendrite", "one projection dendrite from the start (native)", Layout(1),
             against=("linear", "two-layer linear", "linear twin"), candidate=True),
+        Arm("1 dendrite, awake", "first weights a hundred times as large: at 0.01 a dendrite hardly bends",
+            Layout(1), awake, against=("linear", "linear twin, awake"), candidate=True),
+        Arm("linear twin, awake", "its linear control, parameter for parameter", Layout(1), awake_twin,
+            against=("linear",)),
         Arm("1 dendrite, perforatedai", "the same, computed by Perforated AI's package", Layout(1),
             against=("1 dendrite",), engine="perforatedai"),
         Arm("1 dendrite, sigmoid", "the package's own activation", Layout(1, activation="sigmoid"), against=("linear",),

@@ -132,10 +132,10 @@ def reached(result: Result, goal: float) -> int | None:
     return next((i for i, look in enumerate(result["curve"], 1) if look["dev"] >= goal), None)
 
 
-def reaching(arm: Seeds, linear: Seeds) -> str:
-    """Mean epochs until the linear adapter's best dev figure of the same seed, and how many seeds got there at all."""
+def reaching(arm: Seeds, linear: Seeds, short: float = 0.0) -> str:
+    """Mean epochs until ``short`` of the same seed's best dev figure of ``linear``; how many seeds got there."""
     common = sorted(arm.keys() & linear.keys())
-    each = [reached(arm[seed], linear[seed]["best"]["dev"]) for seed in common]
+    each = [reached(arm[seed], linear[seed]["best"]["dev"] - short) for seed in common]
     there = [count for count in each if count is not None]
     return f"{shown(there, 1)} ({len(there)} of {len(common)})" if common else "–"
 

@@ -102,11 +102,12 @@ def run(job: Job, commit: str) -> float:
 def jobs(seeds: int, fewer: int) -> Iterator[Job]:
     """All of them, what matters most first; ``seeds`` of the main arms on STS-B, ``fewer`` of everything else."""
     ranks = [name for name in ARMS if name.startswith("rank")]
-    others = [name for name in ARMS if name not in (*CORE, *ranks, PERFORATED)]
+    awake = [name for name in ARMS if name.endswith("awake")]
+    others = [name for name in ARMS if name not in (*CORE, *ranks, *awake, PERFORATED)]
     for name in SETS:
         yield Job("shipped", name, UNTUNED.name, 0)
     yield from (Job(kind, "stsb", PERFORATED, 0) for kind in SETTINGS)
-    for some, count in ((CORE, seeds), (ranks, fewer), (others, fewer)):
+    for some, count in ((CORE, seeds), (awake, seeds), (ranks, fewer), (others, fewer)):
         fixed = [name for name in some if ARMS[name].grows is None]
         for seed in range(count):
             for kind in SETTINGS:

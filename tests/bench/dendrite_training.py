@@ -30,6 +30,7 @@ from tests.plans import make_plan
 
 EPOCHS: Final = 30
 MOST_EPOCHS: Final = 60  # of an arm that grows: a trial costs both of its arms
+TRAIN_PARTS: Final = 12
 CPU: Final = torch.device("cpu")
 Look = dict[str, float]
 
@@ -68,7 +69,7 @@ def epochs(arm: Arm, settings: LocalSettings, seed: int, count: int = EPOCHS) ->
     for when in ("last", "best"):
         if when == "best":
             write(adapter, best)
-        found[when] = _look(adapter, data) | {"general": _general(adapter, data)}
+        found[when] = _closely(adapter, data)
     return found | {"parameters": arm.layout.dim if arm.engine == "perforatedai" else live(adapter)}
 
 
@@ -78,13 +79,8 @@ def untuned() -> dict[str, Any]:
     assert isinstance(data, Similarity)
     adapter = DendriticAdapter(Arm("untuned", "").layout)
     adapter.load_vector(adapter.layout.first_vector(b""))
-    look = _look(adapter, data)
-    return {
-        "curve": [look],
-        "best": (told := look | {"general": _general(adapter, data)}),
-        "last": told,
-        "parameters": 0,
-    }
+    told = _closely(adapter, data)
+    return {"curve": [told], "best": told, "last": told, "parameters": 0}
 
 
 def _one(_: int) -> float:
@@ -99,20 +95,20 @@ def _step(optimiser: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 def _look(adapter: DendriticAdapter, data: Similarity) -> Look:
-    """Train loss over all training pairs, without dropout, and x 100 what both judged splits say."""
-    states, total, settings = states_of("stsb"), len(data.texts.items), LocalSettings()
+    """What both judged splits say, x 100."""
+    vectors = embed(adapter, states_of("stsb"), data.judged_texts, len(data.texts.items))
+    return {part: 100 * data.judge(vectors, split=part) for part in data.parts}
+
+
+def _closely(adapter: DendriticAdapter, data: Similarity) -> dict[str, Any]:
+    """That, the loss over all training pairs without dropout, and general similarity."""
+    states, settings = states_of("stsb"), LocalSettings()
+    learner = Learner(adapter, states, CPU)
     with torch.inference_mode():
-        learner = Learner(adapter, states, CPU)
-        parts = np.array_split(np.arange(size(data.train)), 12)
+        parts = np.array_split(np.arange(size(data.train)), TRAIN_PARTS)
         losses = [len(part) * float(scored_loss(learner, data.train, part, settings)) for part in parts]
-    vectors = embed(adapter, states, data.judged_texts, total)
-    return {"train": sum(losses) / size(data.train)} | {
-        part: 100 * data.judge(vectors, split=part) for part in data.parts
-    }
-
-
-def _general(adapter: DendriticAdapter, data: Similarity) -> dict[str, float]:
-    return data.general_similarity(lambda numbers: embed(adapter, states_of("stsb"), numbers, len(data.texts.items)))
+    general = data.general_similarity(lambda numbers: embed(adapter, states, numbers, len(data.texts.items)))
+    return _look(adapter, data) | {"train": sum(losses) / size(data.train), "general": general}
 
 
 def take_steps(
@@ -160,7 +156,7 @@ def plan_of(arm: Arm, sites: list[str], seed: int) -> Plan:
 
 
 def rounds(name: str, arm: Arm, seed: int, *, pooled: bool, out: str | None = None) -> dict[str, Any]:
-    """Ten rounds over a set's sites (without site ``out``, which is then judged alone), judged after each."""
+    """Ten rounds over a set's sites (without site ``out``, which is then judged alone), judged after the last."""
     data, states = loaded(name), states_of(name)
     sites = [site for site in data.sites if site != out]
     plan, adapter = plan_of(arm, sites, seed), arm.adapter(seed)
@@ -171,7 +167,7 @@ def rounds(name: str, arm: Arm, seed: int, *, pooled: bool, out: str | None = No
     else:
         every = {site: data.tasks(site, None, rng) for site in data.sites}
         work = [(every[site], np.random.default_rng([seed, i])) for i, site in enumerate(sites)]
-    vector, curve = read(adapter), []
+    vector = read(adapter)
     server = server_optimiser(plan.server, len(vector))
     for number in range(plan.rounds):
         begins = vector if pooled else trained_from(plan, number, vector)
@@ -181,10 +177,9 @@ def rounds(name: str, arm: Arm, seed: int, *, pooled: bool, out: str | None = No
         ]
         mean = np.mean(updates, axis=0, dtype=np.float64)
         vector = vector + updates[0] if pooled else server.apply(begins, mean)
-        if out is None or number + 1 == plan.rounds:
-            write(adapter, vector)
-            curve.append(_judged(name, embed(adapter, states, data.judged_texts, len(data.texts.items)), out))
-    return {"curve": curve, "parameters": live(adapter)}
+    write(adapter, vector)
+    found = embed(adapter, states, data.judged_texts, len(data.texts.items))
+    return {"curve": [_judged(name, found, out)], "parameters": live(adapter)}
 
 
 def masked(name: str, arm: Arm, seed: int) -> dict[str, Any]:
