@@ -56,14 +56,15 @@ def test_every_arm_begins_as_the_base_model(arm) -> None:
 def test_controls_have_the_dendrites_number_of_parameters_exactly() -> None:
     count = {name: arm.parameters for name, arm in ARMS.items() if arm.engine == "native"}
     assert count["1 dendrite"] == 2 * (WIDTH + 1) * WIDTH + WIDTH
-    assert count["two-layer linear"] == count["linear twin"] == count["1 dendrite"]
+    for name in ("two-layer linear", "linear twin", "1 dendrite, awake", "linear twin, awake"):
+        assert count[name] == count["1 dendrite"]
     assert count["salience + linear twin"] == count["salience + 1 dendrite"] == count["1 dendrite"] + WIDTH
     assert count["salience"] == WIDTH
     for rank in dendrite_jobs.RANKS:
         assert count[f"rank {rank}"] == count[f"rank {rank}, tanh"] == 2 * rank * WIDTH
 
 
-@pytest.mark.parametrize("name", ["two-layer linear", "linear twin", "rank 8"])
+@pytest.mark.parametrize("name", ["two-layer linear", "linear twin", "linear twin, awake", "rank 8"])
 def test_linear_controls_are_linear_after_training_and_dendrites_are_not(name: str) -> None:
     def bent(name: str) -> float:
         adapter = ARMS[name].adapter(1)
