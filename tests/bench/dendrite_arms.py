@@ -13,7 +13,7 @@ import torch
 from nexus_client.engines import layer_of
 from nexus_client.growing import Place
 from nexus_client.site import Engine
-from nexus_common.adapter import DendriticAdapter, DendriticLayer, Layer, SaliencePooling
+from nexus_common.adapter import DendriticAdapter, Layer, SaliencePooling
 from nexus_common.layout import WIDTH, Layout, first_dendrite_values
 from torch import Tensor, nn
 
@@ -62,7 +62,8 @@ class Small(nn.Module):
         return x + nn.functional.linear(self.activation(nn.functional.linear(x, self.inner)), self.outer)
 
 
-Swap = Callable[[DendriticLayer, bytes], nn.Module]
+Change = Callable[[DendriticAdapter, bytes], None]
+"""What makes a control of the product's adapter, given its seed."""
 
 
 def identity(x: Tensor) -> Tensor:
@@ -70,44 +71,50 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-def keep(layer: DendriticLayer, _: bytes) -> nn.Module:
-    """The product's own projection."""
-    return layer
+def keep(_: DendriticAdapter, __: bytes) -> None:
+    """The product's own adapter."""
 
 
-def without(_: DendriticLayer, __: bytes) -> nn.Module:
+def without(adapter: DendriticAdapter, _: bytes) -> None:
     """No projection."""
-    return nn.Identity()
+    adapter.projection.layer = nn.Identity()
 
 
-def twin(layer: DendriticLayer, _: bytes) -> nn.Module:
-    """The same dendrites with the identity in place of their activation."""
-    layer.activation = identity
-    return layer
+def twin(adapter: DendriticAdapter, _: bytes) -> None:
+    """The same dendrites in the projection with the identity in place of their activation."""
+    adapter.projection.layer.activation = identity
 
 
-def awake(layer: DendriticLayer, _: bytes) -> nn.Module:
+def salience_twin(adapter: DendriticAdapter, _: bytes) -> None:
+    """The same in the salience head."""
+    adapter.salience.layer.activation = identity
+
+
+def awake(adapter: DendriticAdapter, _: bytes) -> None:
     """First dendrite weights of standard deviation 1, not 0.01: over x of length 1 their tanh bends from the start."""
     with torch.no_grad():
-        for dendrite in layer.dendrites:
-            for parameter in dendrite.parameters():
-                parameter.mul_(AWAKE)
-    return layer
+        for parameter in adapter.projection.layer.dendrites.parameters():
+            parameter.mul_(AWAKE)
 
 
-def awake_twin(layer: DendriticLayer, seed: bytes) -> nn.Module:
+def awake_twin(adapter: DendriticAdapter, seed: bytes) -> None:
     """The linear control of ``awake``."""
-    return twin(awake(layer, seed), seed)
+    awake(adapter, seed)
+    twin(adapter, seed)
 
 
-def two_layer(_: DendriticLayer, seed: bytes) -> nn.Module:
+def two_layer(adapter: DendriticAdapter, seed: bytes) -> None:
     """Two linear layers with one dendrite's number of parameters."""
-    return TwoLayer(SAME_COUNT, seed)
+    adapter.projection.layer = TwoLayer(SAME_COUNT, seed)
 
 
-def small(rank: int, activation: Callable[[Tensor], Tensor]) -> Swap:
+def small(rank: int, activation: Callable[[Tensor], Tensor]) -> Change:
     """A projection of low rank."""
-    return lambda _, seed: Small(rank, activation, seed)
+
+    def change(adapter: DendriticAdapter, seed: bytes) -> None:
+        adapter.projection.layer = Small(rank, activation, seed)
+
+    return change
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ class Arm:
     name: str
     why: str
     layout: Layout = field(default_factory=Layout)
-    swap: Swap = keep
+    change: Change = keep
     against: tuple[str, ...] = ()
     grows: Place | None = None
     engine: Engine = "native"
@@ -132,8 +139,7 @@ class Arm:
         if self.layout.salience is not None:
             made.salience = RaggedPooling(self.layout.salience, self.layout.activation, layer)
         made.load_vector(self.layout.first_vector(first))
-        if self.swap is not keep:
-            made.projection.layer = self.swap(made.projection.layer, first)
+        self.change(made, first)
         return made
 
     @property
@@ -156,7 +162,7 @@ ARMS: Final = {
     arm.name: arm
     for arm in (
         Arm("linear", "the adapter without dendrites: what every gain is counted from", candidate=True),
-        Arm("two-layer linear", "as many parameters as one dendrite makes, none of them non-linear", swap=two_layer,
+        Arm("two-layer linear", "as many parameters as one dendrite makes, none of them non-linear", change=two_layer,
             against=("linear",)),
         Arm("linear twin", "the dendrite's parameters, birth and gradients, with the identity in place of tanh",
             Layout(1), twin, against=("linear",)),
@@ -180,13 +186,15 @@ ARMS: Final = {
         Arm("salience + linear twin", "its linear control, parameter for parameter", Layout(1, 0), twin,
             against=(_BOTH,)),
         Arm("salience dendrite + linear", "a dendrite inside the salience head, where linear cannot follow",
-            Layout(0, 1), against=(_BOTH,), candidate=True),
+            Layout(0, 1), against=(_BOTH, "salience twin + linear"), candidate=True),
+        Arm("salience twin + linear", "its linear control, parameter for parameter", Layout(0, 1), salience_twin,
+            against=(_BOTH,)),
         Arm("2 salience dendrites + linear", "two of them", Layout(0, 2), against=(_BOTH,), candidate=True),
         Arm("grown salience dendrites", "the shipped adapter, then a salience dendrite if it beats its control on dev",
             Layout(0, 0), against=(_BOTH,), grows="salience"),
-        *(Arm(f"rank {rank}", "a small linear adapter", swap=small(rank, identity), against=("linear",))
+        *(Arm(f"rank {rank}", "a small linear adapter", change=small(rank, identity), against=("linear",))
           for rank in RANKS),
-        *(Arm(f"rank {rank}, tanh", "as small, of dendrites: not one parameter more", swap=small(rank, torch.tanh),
+        *(Arm(f"rank {rank}, tanh", "as small, of dendrites: not one parameter more", change=small(rank, torch.tanh),
               against=(f"rank {rank}",)) for rank in RANKS),
     )
 }  # fmt: skip

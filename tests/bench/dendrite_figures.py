@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from tests.bench.dendrite_arms import ARMS
-from tests.bench.dendrite_jobs import UNTUNED, Job
+from tests.bench.dendrite_jobs import CORE, UNTUNED, Job
 
 Result = dict[str, Any]
 Seeds = Mapping[int, Result]
@@ -141,10 +141,11 @@ def reaching(arm: Seeds, linear: Seeds, short: float = 0.0) -> str:
 
 
 def chosen(arms: Arms, dev: Figure) -> str | None:
-    """The candidate with the best mean dev figure, among those with as many seeds as the linear adapter."""
-    linear = arms.get("linear", {})
-    full = {n: s for n, s in arms.items() if ARMS[n].candidate and linear and s.keys() >= linear.keys()}
-    return max(full, key=lambda n: np.mean([dev(full[n][seed]) for seed in linear])) if full else None
+    """The candidate with the best mean dev figure, over the seeds that all main candidates have."""
+    candidates = {name: seeds for name, seeds in arms.items() if ARMS[name].candidate}
+    seeds = set.intersection(*(set(candidates.get(name, {})) for name in CORE if ARMS[name].candidate))
+    full = {name: found for name, found in candidates.items() if seeds and found.keys() >= seeds}
+    return max(full, key=lambda name: np.mean([dev(full[name][seed]) for seed in seeds])) if full else None
 
 
 def parameters(seeds: Iterable[Seeds]) -> str:

@@ -26,8 +26,10 @@ SETTINGS: Final = {
 }
 """On STS-B.  The case study's is not known in full: without dropout, at the learning rate of {1, 2, 2.5, 3, 10} x 1e-4
 with which the linear adapter's train loss after 30 epochs is nearest to the case study's 0.0038 (it is 0.0038)."""
-CORE: Final = ("linear", "two-layer linear", "linear twin", "1 dendrite", "grown dendrites", "salience",
-               "salience + linear", "salience + 1 dendrite", "salience dendrite + linear")  # fmt: skip
+CORE: Final = (
+    "linear", "two-layer linear", "linear twin", "1 dendrite", "grown dendrites", "salience", "salience + linear",
+    "salience + 1 dendrite", "salience dendrite + linear", "salience twin + linear",
+)  # fmt: skip
 PERFORATED: Final = "1 dendrite, perforatedai"  # the same figures, so one seed shows it
 NOISY: Final = (*(f"rank {rank}" for rank in RANKS), "rank 16, tanh", "linear", "1 dendrite")
 UNSEEN: Final = ("linear", "two-layer linear", "1 dendrite", "salience + linear", "salience + 1 dendrite",

@@ -39,6 +39,7 @@ SAME_COUNT: Final = (
     ("1 dendrite", "linear twin"),
     ("1 dendrite, awake", "linear twin, awake"),
     ("salience + 1 dendrite", "salience + linear twin"),
+    ("salience dendrite + linear", "salience twin + linear"),
     *((f"rank {rank}, tanh", f"rank {rank}") for rank in (4, 8, 16, 32)),
 )
 

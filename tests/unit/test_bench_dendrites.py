@@ -59,6 +59,9 @@ def test_controls_have_the_dendrites_number_of_parameters_exactly() -> None:
     for name in ("two-layer linear", "linear twin", "1 dendrite, awake", "linear twin, awake"):
         assert count[name] == count["1 dendrite"]
     assert count["salience + linear twin"] == count["salience + 1 dendrite"] == count["1 dendrite"] + WIDTH
+    assert (
+        count["salience dendrite + linear"] == count["salience twin + linear"] == count["salience + linear"] + WIDTH + 1
+    )
     assert count["salience"] == WIDTH
     for rank in dendrite_jobs.RANKS:
         assert count[f"rank {rank}"] == count[f"rank {rank}, tanh"] == 2 * rank * WIDTH
@@ -132,7 +135,8 @@ def test_the_choice_is_made_on_dev_among_candidates_with_all_seeds() -> None:
     def seeds(*dev: float) -> dict[int, dict[str, float]]:
         return {seed: {"dev": value, "test": -value} for seed, value in enumerate(dev)}
 
-    arms = {"linear": seeds(1, 2), "1 dendrite": seeds(1, 3), "2 dendrites": seeds(9), "linear twin": seeds(9, 9)}
+    arms = {arm.name: seeds(1, 2) for arm in ARMS.values() if arm.candidate and arm.name in dendrite_jobs.CORE}
+    arms |= {"1 dendrite": seeds(1, 3), "2 dendrites": seeds(9), "linear twin": seeds(9, 9), "linear": seeds(1, 2, 99)}
     assert chosen(arms, lambda result: result["dev"]) == "1 dendrite"
     assert chosen({}, lambda result: result["dev"]) is None
 
