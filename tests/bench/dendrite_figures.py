@@ -3,7 +3,7 @@
 x ± h is a mean over seeds with the half-width of its 95 % Student interval; a difference is taken seed by seed first.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,12 +46,12 @@ def side(values: Sequence[float]) -> int:
 
 
 def difference(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and ends of the interval; bold where it leaves 0 out."""
+    """Mean and ends of the interval; bold where it leaves 0 out and the mean is not 0 in the digits shown."""
     if len(values) < 2:
         return f"{values[0]:+.{digits}f} (one seed)" if values else "–"
     mean, width = float(np.mean(values)), half_width(values)
     told = f"{mean:+.{digits}f} ({mean - width:+.{digits}f} to {mean + width:+.{digits}f})"
-    return f"**{told}**" if side(values) else told
+    return f"**{told}**" if side(values) and round(mean, digits) else told
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -66,14 +66,16 @@ class Found:
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._all: dict[tuple[str, str, str], dict[str, dict[int, Result]]] = defaultdict(lambda: defaultdict(dict))
         self.commits: set[str] = set()
-        self.seconds, self.done, self.wanted = 0.0, 0, 0
+        self.seconds = 0.0
+        self.wanted: Counter[tuple[str, str]] = Counter()
+        self.done: Counter[tuple[str, str]] = Counter()
         for job in jobs:
-            self.wanted += 1
+            self.wanted[job.kind, job.set] += 1
             if (result := job.result()) is not None:
                 self._all[job.kind, job.set, job.part][job.arm][job.seed] = result
                 self.commits.add(result["code"])
                 self.seconds += result["seconds"]
-                self.done += 1
+                self.done[job.kind, job.set] += 1
 
     def arms(self, kind: str, name: str, part: str = "") -> dict[str, dict[int, Result]]:
         """Arm by arm, in the order of ``ARMS``."""

@@ -95,25 +95,29 @@ def report(found: Found) -> str:
 
 
 READING: Final = """\
-Written by the command from its results; nothing here is typed in. All figures are x 100 but losses. *x ± h*: mean
-over seeds and half-width of its 95 % Student interval; a single seed has none. Differences are taken seed by seed
-(the same batches, dropout masks and first dendrite values), with their 95 % interval, bold where it leaves out 0. A
-dash is a figure that was not measured. *test at best dev*: the epoch is chosen on dev. *fallen by*: best dev less dev
-at epoch 30. *STS 12-15*: mean Spearman over nine sets of general similarity, against forgetting. *grown* arms: the
-shipped callback `DendriteGrowth` decides on dev; they end with their best weights (\\*), and count the epochs of both
-arms of a trial. For medquad and banking77 a fixed fifth of the training questions is taken off to choose on, so test
-figures are a little below those of `make bench`; in STS-B rows it is the set's own dev split. The learning rate is
-the recipe's for all arms: none was tuned for an arm. Between sets only the choice on dev is carried over."""
+Written by the command from its results; no measured figure is typed in. All figures are x 100 but losses. *x ± h*:
+mean over seeds and half-width of its 95 % Student interval; a single seed has none. Differences are taken seed by
+seed (the same batches, dropout masks and first dendrite values), with their 95 % interval, bold where it leaves out
+0. A dash is a figure that was not measured. *test at best dev*: the epoch is chosen on dev. *fallen by*: best dev
+less dev at epoch 30. *STS 12-15*: mean Spearman over nine sets of general similarity, against forgetting. *grown*
+arms: the shipped callback `DendriteGrowth` decides on dev; they end with their best weights (\\*), and count the
+epochs of both arms of a trial. For medquad and banking77 a fixed fifth of the training questions is taken off to
+choose on, so test figures are a little below those of `make bench`; in STS-B rows it is the set's own dev split. The
+learning rate is the recipe's for all arms, none was tuned for an arm; a two-layer linear map moves about twice as far
+at the same rate, so *linear twin* is the closer control. Between sets only the choice on dev is carried over."""
 
 
 def header(found: Found) -> str:
     """Command, date, versions, and how much of it was run."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    told = "; ".join(
+        f"{name}, {kind}: {found.done[kind, name]} of {count}" for (kind, name), count in found.wanted.items()
+    )
     return (
         f"`make bench-dendrites`, {now}, measured at commit {', '.join(sorted(found.commits)) or '–'}. Python "
-        f"{platform.python_version()}, {packages}; {platform.machine()}, CPU only, one thread a job. {found.done} of "
-        f"{found.wanted} jobs are measured, in {found.seconds / 3600:.1f} hours of their own clocks."
+        f"{platform.python_version()}, {packages}; {platform.machine()}, CPU only, one thread a job. Measured, jobs of one "
+        f"arm and seed: {told}; in {found.seconds / 3600:.1f} hours of their own clocks."
     )
 
 
