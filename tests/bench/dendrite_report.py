@@ -116,8 +116,8 @@ def header(found: Found) -> str:
     )
     return (
         f"`make bench-dendrites`, {now}, measured at commit {', '.join(sorted(found.commits)) or '–'}. Python "
-        f"{platform.python_version()}, {packages}; {platform.machine()}, CPU only, one thread a job. Measured, jobs of one "
-        f"arm and seed: {told}; in {found.seconds / 3600:.1f} hours of their own clocks."
+        f"{platform.python_version()}, {packages}; {platform.machine()}, CPU only, one thread a job. Measured, jobs of "
+        f"one arm and seed: {told}; in {found.seconds / 3600:.1f} hours of their own clocks."
     )
 
 
