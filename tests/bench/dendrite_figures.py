@@ -65,7 +65,6 @@ class Found:
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._all: dict[tuple[str, str, str], dict[str, dict[int, Result]]] = defaultdict(lambda: defaultdict(dict))
-        self.commits: set[str] = set()
         self.seconds = 0.0
         self.wanted: Counter[tuple[str, str]] = Counter()
         self.done: Counter[tuple[str, str]] = Counter()
@@ -73,7 +72,6 @@ class Found:
             self.wanted[job.kind, job.set] += 1
             if (result := job.result()) is not None:
                 self._all[job.kind, job.set, job.part][job.arm][job.seed] = result
-                self.commits.add(result["code"])
                 self.seconds += result["seconds"]
                 self.done[job.kind, job.set] += 1
 

@@ -115,7 +115,7 @@ def header(found: Found) -> str:
         f"{name}, {kind}: {found.done[kind, name]} of {count}" for (kind, name), count in found.wanted.items()
     )
     return (
-        f"`make bench-dendrites`, {now}, measured at commit {', '.join(sorted(found.commits)) or '–'}. Python "
+        f"`make bench-dendrites`, {now}. Python "
         f"{platform.python_version()}, {packages}; {platform.machine()}, CPU only, one thread a job. Measured, jobs of "
         f"one arm and seed: {told}; in {found.seconds / 3600:.1f} hours of their own clocks."
     )
