@@ -19,7 +19,7 @@ from tests.bench.dendrite_data import SETS, loaded
 
 FOLDER: Final = simulate.CACHE.parent / "dendrites"
 EPSILONS: Final = (math.inf, 8.0, 3.0, 1.0)
-RATES: Final = (3e-4, 1e-3, 3e-3)
+RATES: Final = (3e-4, 1e-3, 3e-3, 1e-2)
 SETTINGS: Final = {
     "case study": LocalSettings(dropout=0.0, learning_rate=2.5e-4),
     "shipped": LocalSettings(),

@@ -13,6 +13,7 @@ from tests.bench.dendrite_figures import Found, Result, at, difference, fallen, 
 from tests.bench.dendrite_jobs import RETRIEVAL, SETTINGS, Job
 from tests.bench.dendrite_noise import CLIP, DELTA, SAMPLING, STEPS
 from tests.bench.dendrite_tables import (
+    LATE,
     case_study,
     choices,
     compared,
@@ -58,9 +59,7 @@ def report(found: Found) -> str:
             "best dev": at("best", "dev"),
             "test": at("best", "test"),
             "STS 12-15": general("best"),
-            "train loss x 1000": lambda result: 1000 * float(result["last"]["train"]),
-            "fallen by": fallen,
-        }
+        } | LATE
         parts += [
             f"## STS-B, {kind}: dropout {settings.dropout:g}, learning rate {settings.learning_rate:g}",
             similarity(found, kind), compared(arms, figures), curves(found, kind), trials(found, kind),

@@ -30,6 +30,7 @@ from tests.bench.dendrite_figures import (
 )
 from tests.bench.dendrite_jobs import CORE, EPSILONS, NOISY, RETRIEVAL, SETTINGS, UNTUNED
 
+LATE: Final = {"train loss x 1000": lambda result: 1000 * at("last", "train")(result), "fallen by": fallen}
 CURVE: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)
 TEST: Final = "test"
 CLAIMANTS: Final = ("linear", "two-layer linear", "linear twin", "1 dendrite", "1 dendrite, awake", "salience + linear",
@@ -63,7 +64,7 @@ def similarity(found: Found, kind: str) -> str:
                                    (general("best"), 2), (general("last"), 2))
         )  # fmt: skip
         if ARMS[name].grows is not None:  # it ends with its best weights, after as many epochs as its trials took
-            late = fall = late_test = late_others = "*"
+            loss = late = fall = late_test = late_others = "*"
         goal = reaching(seeds, arms.get("linear", {}))
         rows.append([name, str(len(seeds)), parameters([seeds]), kilobytes([seeds]), loss, dev, epoch, goal, late, fall,
                      test, late_test, others, late_others])  # fmt: skip
@@ -114,14 +115,15 @@ def case_study(found: Found) -> str:
 
 
 def compared(arms: Arms, figures: Mapping[str, Figure]) -> str:
-    """Every arm against its controls."""
+    """Every arm against its controls; those that grew have no last epoch to compare."""
     rows = [
         [f"{name} − {other}", str(len(seeds.keys() & arms[other].keys()))]
-        + [difference(apart(seeds, arms[other], figure)) for figure in figures.values()]
+        + ["*" if ARMS[name].grows and what in LATE else difference(apart(seeds, arms[other], figure))
+           for what, figure in figures.items()]
         for name, seeds in arms.items()
         for other in ARMS[name].against
         if other in arms and ARMS[name].engine == "native"
-    ]
+    ]  # fmt: skip
     return table(("difference, seed by seed", "seeds", *figures), rows)
 
 
