@@ -219,6 +219,23 @@ def test_a_rollback_to_before_a_trial_while_a_sum_is_opened_voids_that_round_alo
     assert federation.states[-1] == MADE
 
 
+@pytest.mark.parametrize("long", [None, 0, 1, 2])
+def test_every_arm_may_be_as_long_as_the_clip_norm_and_none_longer(tmp_path: Path, long: int | None) -> None:
+    federation = growing(tmp_path, local={"clip_norm": 6.0})
+    federation.turns(PLATEAU + 1)
+    assert stages(federation)[-1] == 3
+    lengths = [layout.dim for layout in federation.plan.stages[-1].arms]
+
+    def update(vector: np.ndarray) -> np.ndarray:
+        norm = 6.1 if long is not None and len(vector) == lengths[long] else 5.999
+        return np.full(len(vector), norm / len(vector) ** 0.5, np.float32)
+
+    for site in federation.sites.values():
+        site.update = update  # type: ignore[method-assign]
+    federation.turns(1)
+    assert federation.states[-1] == (MADE if long is None else MIDPOINT)
+
+
 def test_an_arm_of_which_nothing_is_reported_is_shown_all_the_same(tmp_path: Path) -> None:
     federation = growing(tmp_path, aggregation={"slots": 4, "range": 1.0, "figures": ("loss", "score")})
     silent = federation.plan.stages[-1].arms[-1]

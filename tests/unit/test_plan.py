@@ -151,6 +151,17 @@ def test_what_people_could_not_read_or_sign_for_is_no_plan(changed: dict[str, ob
         validate(Plan, FIELDS | changed, "plan.toml")
 
 
+def test_each_stage_has_a_protocol_plan_as_long_and_with_as_much_norm_as_its_arms() -> None:
+    found = make_plan("abc", growth={"max_dendrites": 1}, local={"clip_norm": 2.0})
+    derived = found.protocol_plans
+    assert [one.run for one in derived] == ["sim.0", "sim.1", "sim.2", "sim.3"]
+    assert [one.clip for one in derived] == [2.0, 2.0, 2.0, pytest.approx(2.0 * 3**0.5)]
+    assert [one.dim for one in derived[:3]] == [stage.dim + 9 for stage in found.stages[:3]], "its figures"
+    assert derived[3].dim == sum(one.dim for one in derived[:3])
+    assert len({one.model for one in derived}) == len({one.hash for one in derived}) == 4
+    assert {one.rounds for one in derived} == {found.most_inputs}
+
+
 def test_the_protocol_plans_derive_by_the_specifications_rule() -> None:
     found = make_plan("abcde", name="demo", rounds=7, min_cohort=4)
     (derived,) = found.protocol_plans

@@ -28,6 +28,13 @@ def test_every_stage_is_reached_from_one_before_it_and_has_its_own_hash(first: L
     )
 
 
+def test_a_trials_hash_names_all_of_its_arms_in_their_order() -> None:
+    one, two, three = Layout(), Layout(1), Layout(0, 0)
+    arms = [(one, two), (one, three), (one, two, three), (one, three, two), (two, one)]
+    assert len({Stage(some).hash for some in arms}) == len(arms)
+    assert Stage((one,)).hash == one.hash
+
+
 def test_nothing_grows_without_candidates_or_beyond_the_limit() -> None:
     assert stages_of(Layout(), 3, ()) == (Stage((Layout(),)),)
     full = Layout(MAX_DENDRITES, MAX_DENDRITES)
