@@ -6,15 +6,19 @@ and paper.  No font, script or reference to anything outside is in it.
 
 import html
 import io
+import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
+from unittest.mock import patch
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+with tempfile.TemporaryDirectory() as _fonts, patch.dict(os.environ, {"MPLCONFIGDIR": _fonts}):  # not the home folder
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 Colour = Literal["ink", "soft", "line", "tint", "one", "two", "three"]
 _DRAWN: Final[dict[Colour, str]] = {

@@ -249,7 +249,7 @@ def test_after_a_rollback_sites_get_the_earlier_version_and_training_goes_on_fro
 
 
 def test_a_rollback_that_cannot_be_is_said(consortium: Consortium, first: Plan) -> None:
-    with pytest.raises(NexusError, match="runs: none yet"):
+    with pytest.raises(NexusError, match="there is no run yet"):
         consortium.models.rollback(Rollback(run=None, version=0))
     consortium.registry.propose(first, wanted=True)
     consortium.turns(5)

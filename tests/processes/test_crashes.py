@@ -155,7 +155,7 @@ def test_a_server_that_dies_between_every_two_trips_loses_no_version_and_no_trai
     for site in sites:
         assert site.trained == ROUNDS, "once a round"
         (record,) = site.records.plans.values()
-        assert (len(record.opened), record.opened.again) == (ROUNDS + 1, [])
+        assert (len(record.opened), record.opened.again) == (2 * (ROUNDS + 1), []), "each model and its weights"
         assert record.sent == ROUNDS + 1 + 2, "a closing round, and two inputs whose sum was not on disk yet"
     last = load_file(registry(federation).parent / "versions" / f"{now[-1][1]}.safetensors")["vector"]
     first = trained_from(plan, 0, plan.adapter.layout.first_vector(plan.adapter.seed_bytes))
@@ -189,9 +189,9 @@ def test_a_site_that_dies_between_its_write_and_its_reply_comes_back_and_costs_a
     assert all(cohort in ([*SITES[:n]], [*SITES[1:n]]) for _, _, state, cohort in now[1:] if state == MADE)
     for site in sites:
         assert site.trained == len(now) - 1, "once for each model"
-        assert (len(site.records.opened), site.records.opened.again) == (len(now) - 1, [])
+        assert (len(site.records.opened), site.records.opened.again) == (2 * (len(now) - 1), [])
     record, parts = federation.keys(AGENT).parent / "protocol.sqlite", sum(AGENT in cohort for *_, cohort in now)
-    assert rows(record, "SELECT count(*) FROM opened WHERE at > ?", began) == [(parts + needed,)]
+    assert rows(record, "SELECT count(*) FROM opened WHERE at > ?", began) == [(2 * (parts + needed),)]
     assert rows(record, "SELECT sent FROM inputs WHERE plan = ?", plan.hash) == [(parts + needed + 1,)]
     last, (protocol,) = "SELECT last FROM epochs WHERE protocol_plan = ?", plan.protocol_plans
     assert rows(record, last, protocol.hash) == rows(registry(federation), last, protocol.hash) != []
