@@ -173,17 +173,7 @@ def evaluate(context: typer.Context) -> None:
 
     with Console(stderr=True).status("judging (at first this also trains this site alone, to compare) ..."):
         report = _ask(place, "evaluate", rpc.Nothing(), api.EvaluateReport, here)
-    rows = [
-        [
-            line.model,
-            line.metric,
-            f"{100 * line.mean:.1f}",
-            f"{100 * line.low:.1f} to {100 * line.high:.1f}",
-            str(line.questions),
-            line.against_base or "",
-        ]
-        for line in report.lines
-    ]
+    rows = [line.cells for line in report.lines]
     version = f"version {report.version} of run {report.run}" if report.run else "no version yet: the run has not begun"
     head = f"{report.site}, {report.rows} rows; federated: {version}"
     text = table(["model", "metric (x 100)", "mean", "95 % interval", "questions", "against base"], rows, (2, 3, 4))

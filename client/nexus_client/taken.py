@@ -60,8 +60,9 @@ def check_newborn(plan: Plan, stage: Stage, vector: Vector) -> None:
     does what a server that lies makes look trained.
     """
     control, *candidates = stage.split(vector)
+    old = {entry.name for entry in stage.arms[0].entries}
     for arm, found in zip(stage.arms[1:], candidates, strict=True):
-        new = [entry for entry in arm.entries if entry.name not in {one.name for one in stage.arms[0].entries}]
+        new = [entry for entry in arm.entries if entry.name not in old]
         silent = not any(found[entry.span].any() for entry in new if "dendrites" not in entry.name)
         if silent and not np.array_equal(found, grown(control, stage.arms[0], arm, plan.adapter.seed_bytes)):
             raise Refusal("bad-version", f"a trial of plan {plan.name} begins with other weights than its seed fixes")

@@ -75,6 +75,13 @@ class QualityLine(Body):
     questions: int
     against_base: str | None = None
 
+    @property
+    def cells(self) -> list[str]:
+        """How tables show it."""
+        interval = f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+        mean, against = f"{100 * self.mean:.1f}", self.against_base or ""
+        return [self.model, self.metric, mean, interval, str(self.questions), against]
+
 
 class RefusalLine(Body):
     """What was refused or came to nothing, by whom, how often, and the times of the first and the last (Unix)."""

@@ -72,18 +72,7 @@ def _trials(trials: Sequence[TrialLine]) -> tuple[list[str], Iterator[list[str]]
 
 def _quality(lines: Sequence[QualityLine]) -> tuple[list[str], Iterator[list[str]]]:
     head = ["model", "measure (x 100)", "mean", "95 % interval", "questions", "against base"]
-    rows = (
-        [
-            line.model,
-            line.metric,
-            f"{100 * line.mean:.1f}",
-            f"{100 * line.low:.1f} to {100 * line.high:.1f}",
-            str(line.questions),
-            line.against_base or "",
-        ]
-        for line in lines
-    )
-    return head, rows
+    return head, (line.cells for line in lines)
 
 
 def _refusals(lines: Sequence[RefusalLine]) -> tuple[list[str], Iterator[list[str]]]:

@@ -5,7 +5,7 @@ server sees sums over a cohort, and no figure of one site.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -23,6 +23,11 @@ class Reported:
 
     value: float
     sites: int
+
+
+def values(arms: Iterable[Mapping[str, Reported]]) -> tuple[dict[str, float], ...]:
+    """What was reported of each arm, without how many sites that is of."""
+    return tuple({name: one.value for name, one in arm.items()} for arm in arms)
 
 
 def width(figures: Sequence[Figure]) -> int:

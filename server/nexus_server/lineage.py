@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 from nexus_common.growth import Point
 from nexus_common.layout import Vector
+from nexus_common.tail import values
 from nexus_common.versions import perturbed
 
 from nexus_server.records import MADE, MIDPOINT, Run, Version
@@ -23,7 +24,7 @@ def line(registry: Registry, run: Run, least: int = 1) -> list[Point]:
         Point(
             version.number,
             version.stage,
-            tuple({name: one.value for name, one in arm.items()} for arm in told.get(version.number, [])),
+            values(told.get(version.number, [])),
             after.cohort if after else (),
             version.state == MADE,
         )

@@ -7,6 +7,7 @@ import numpy as np
 from nexus_common.growth import next_stage
 from nexus_common.layout import Vector
 from nexus_common.stages import moved
+from nexus_common.tail import values
 from nexus_common.versions import trained_from
 
 from nexus_server.aggregate import State, make_optimiser
@@ -47,7 +48,7 @@ def _next_stage(registry: Registry, run: Run, found: Sum) -> int:
     plan, form, points = run.plan, run.form, line(registry, run)
     if not points or points[-1].number != run.round:
         return run.stage  # rolled back or withdrawn meanwhile: this round is void
-    told = tuple({name: one.value for name, one in arm.items()} for arm in found.reported)
+    told = values(found.reported)
     points[-1] = replace(points[-1], reports=told, by=tuple(found.cohort))
     stage = next_stage(plan, points, plan.rounds - run.done - 1)
     if stage is None:

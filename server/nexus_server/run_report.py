@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from nexus_common.cli import moment
 from nexus_common.report import Course, RefusalLine, Refusals, Report, VersionLine, arm_lines, thinned, trial_lines
+from nexus_common.tail import values
 
 from nexus_server.lineage import line
 from nexus_server.records import Run
@@ -39,10 +40,7 @@ def version_lines(registry: Registry, run: Run) -> dict[int, VersionLine]:
             created=one.created,
             seconds=one.seconds,
             bytes_up=one.bytes_up,
-            arms=arm_lines(
-                stages[one.stage],
-                [{name: figure.value for name, figure in arm.items()} for arm in told.get(one.number, [])],
-            ),
+            arms=arm_lines(stages[one.stage], values(told.get(one.number, []))),
         )
         for one in registry.versions(run.plan.name)
     }
