@@ -7,10 +7,15 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 LOCKED ?= yes
 VENV := .venv
+OUTSIDE := $(VENV)-outside
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 HASHED := $(PIP) --require-hashes --no-deps --only-binary :all:
 TORCH := 'torch>=2.9.1,$(if $(filter aarch64,$(shell uname -m)),<2.10,<2.14)'
+HASHED_OUTSIDE := $(HASHED:$(VENV)/bin/%=$(OUTSIDE)/bin/%)
+torch = $(1) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torch-cpu.txt || \
+  { test $$(uname -m) = x86_64 && echo "torch's CPU build could not be had (see above): taking PyPI's CUDA build, several GB" && \
+    $(1) -r deploy/lock/torch-cuda.txt; }
 PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
@@ -19,7 +24,7 @@ comma := ,
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(OUTSIDE)/.made
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
@@ -75,9 +80,7 @@ $(VENV)/.runtime: pyproject.toml $(wildcard deploy/lock/*.txt)
 	@$(PYTHON) -m venv $(VENV)
 ifeq ($(LOCKED),yes)
 	@$(HASHED) -r deploy/lock/build.txt
-	@$(HASHED) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torch-cpu.txt || \
-	  { test $$(uname -m) = x86_64 && echo "torch's CPU build could not be had (see above): taking PyPI's CUDA build, several GB" && \
-	    $(HASHED) -r deploy/lock/torch-cuda.txt; }
+	@$(call torch,$(HASHED))
 	@$(HASHED) -r deploy/lock/server.txt -r deploy/lock/client.txt $(PAI:%=-r deploy/lock/%.txt) -r deploy/lock/demo.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(VENV)/.locked
@@ -90,6 +93,14 @@ else
 endif
 	@touch $@
 
+# Where exported folders are loaded, and `serve` is called, as by somebody who has no NEXUS.
+$(OUTSIDE)/.made: $(VENV)/.runtime deploy/lock/outside.txt
+	@$(PYTHON) -m venv $(OUTSIDE)
+	@$(HASHED_OUTSIDE) -r deploy/lock/build.txt
+	@$(call torch,$(HASHED_OUTSIDE))
+	@$(HASHED_OUTSIDE) -r deploy/lock/outside.txt
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.runtime
 ifeq ($(LOCKED),yes)
 	@$(HASHED) -r deploy/lock/dev.txt
@@ -99,4 +110,4 @@ endif
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo .bench .fuzz
+	rm -rf $(VENV) $(OUTSIDE) .demo .bench .fuzz

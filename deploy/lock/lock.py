@@ -48,6 +48,15 @@ def cpu_build(version: str) -> str:
     return " \\\n".join([head, *(f"    --hash=sha256:{one}" for one in hashes)]) + "\n"
 
 
+def outside(uv: list[str], names: set[str]) -> dict[str, str]:
+    """The environment without NEXUS (``outside/pyproject.toml``), but for torch and what comes with it."""
+    folder = ["--directory", str(HERE / "outside")]
+    subprocess.run([*uv, "lock", *folder, *sys.argv[1:]], check=True)
+    options = ["--frozen", "--no-emit-project", "--no-annotate", "--no-header", *folder]
+    found = entries(subprocess.run([*uv, "export", *options], check=True, capture_output=True, text=True).stdout)
+    return {name: entry for name, entry in found.items() if name not in names and not CUDA.fullmatch(name)}
+
+
 def main() -> None:
     """Lock, with ``--upgrade`` to the newest versions that pyproject.toml allows, and write the files."""
     uv = [str(Path(sys.executable).parent / "uv"), "--quiet"]
@@ -68,6 +77,7 @@ def main() -> None:
     for name in ("pai", "dev"):  # they come on top of the client's
         known = {*client, *sets["torch-cuda"]}
         sets[name] = {package: entry for package, entry in sets[name].items() if package not in known}
+    sets["outside"] = outside(uv, {"torch"})
     for name, packages in sets.items():
         (HERE / f"{name}.txt").write_text(HEAD + "".join(packages.values()))
         print(f"deploy/lock/{name}.txt: {len(packages)} packages")

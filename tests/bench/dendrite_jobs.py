@@ -20,6 +20,7 @@ from tests.bench.dendrite_data import SETS, loaded
 FOLDER: Final = simulate.CACHE.parent / "dendrites"
 EPSILONS: Final = (math.inf, 8.0, 3.0, 1.0)
 RATES: Final = (3e-4, 1e-3, 3e-3, 1e-2)
+SALIENCE_RATES: Final = (1e-4, 3e-4, 5e-4, 1e-3)
 SETTINGS: Final = {
     "case study": LocalSettings(dropout=0.0, learning_rate=2.5e-4),
     "shipped": LocalSettings(),
@@ -40,8 +41,8 @@ UNTUNED: Final = Arm("untuned", "the base model")
 
 @dataclass(frozen=True)
 class Job:
-    """One result.  ``kind``: a setting of STS-B, ``pooled``, ``federated``, ``masked``, ``left out`` or ``noise``;
-    ``part``: the site left out, or epsilon and learning rate.
+    """One result.  ``kind``: a setting of STS-B, ``pooled``, ``federated``, ``masked``, ``left out``, ``noise`` or
+    ``salience rate``; ``part``: the site left out, epsilon and learning rate, or salience's learning rate.
     """
 
     kind: str
@@ -60,8 +61,15 @@ class Job:
     def described(self) -> dict[str, Any]:
         """All that its result depends on, but for the code."""
         arm = ARMS.get(self.arm, UNTUNED)
+        return asdict(self) | {"layout": asdict(arm.layout), "settings": self.settings.model_dump()}
+
+    @property
+    def settings(self) -> LocalSettings:
+        """How it trains."""
         settings = SETTINGS.get(self.kind, SETTINGS["shipped"])
-        return asdict(self) | {"layout": asdict(arm.layout), "settings": settings.model_dump()}
+        if self.kind == "salience rate":
+            return settings.model_copy(update={"salience_learning_rate": float(self.part)})
+        return settings
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, None where nothing was, or another job under that name."""
@@ -77,6 +85,8 @@ def measured(job: Job) -> dict[str, Any]:
     if arm is UNTUNED:
         return dendrite_training.untuned() if job.set == "stsb" else dendrite_training.base(job.set)
     match job.kind:
+        case "salience rate" if job.set != "stsb":
+            return dendrite_training.rounds(job.set, arm, job.seed, pooled=False, local=job.settings)
         case "pooled" | "federated":
             return dendrite_training.rounds(job.set, arm, job.seed, pooled=job.kind == "pooled")
         case "left out":
@@ -86,7 +96,7 @@ def measured(job: Job) -> dict[str, Any]:
         case "noise":
             epsilon, rate = map(float, job.part.split())
             return dendrite_noise.noisy(arm, epsilon, rate, job.seed)
-    return dendrite_training.epochs(arm, SETTINGS[job.kind], job.seed)
+    return dendrite_training.epochs(arm, job.settings, job.seed)
 
 
 def run(job: Job, commit: str) -> float:
@@ -108,6 +118,9 @@ def jobs(seeds: int, fewer: int) -> Iterator[Job]:
     others = [name for name in ARMS if name not in (*CORE, *ranks, *awake, PERFORATED)]
     for name in SETS:
         yield Job("shipped", name, UNTUNED.name, 0)
+    for seed in range(seeds):
+        for rate in SALIENCE_RATES:
+            yield from (Job("salience rate", name, "salience + linear", seed, str(rate)) for name in SETS)
     yield from (Job(kind, "stsb", PERFORATED, 0) for kind in SETTINGS)
     for some, count in ((CORE, seeds), (awake, seeds), (ranks, fewer), (others, fewer)):
         fixed = [name for name in some if ARMS[name].grows is None]

@@ -1,0 +1,216 @@
+"""The models that a site holds: which came, which is chosen, which a person pinned, and what each is called.
+
+``base`` is the untouched base model.  A federated version is called RUN-NUMBER (``winter-6``), a model that this site
+made KIND-HASH (``personal-1f3a9c20``), so a name means the same numbers for ever: vectors made under it never change
+under a client.  Model files are written before the list that names them, so a crash leaves the old list or the new.
+"""
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from nexus_common import wire
+from nexus_common.config import Settings
+from nexus_common.disk import write_durably
+from nexus_common.errors import NexusError
+from nexus_common.plan import Plan
+from nexus_common.versions import StoredAdapter, vector_hash
+from pydantic import ValidationError
+
+from nexus_client.site import SiteHome
+
+Kind = Literal["alone", "federated", "personal"]
+KINDS: Final[tuple[Kind, ...]] = ("alone", "federated", "personal")
+BASE: Final = "base"
+KEPT: Final = 3  # of each kind: the newest and two before it
+REMEMBERED: Final = 1000  # names of models that are no longer held
+
+
+class Held(Settings):
+    """A model that the site holds; ``accepted`` says whether the hold-out took it, ``reason`` why or why not."""
+
+    name: str
+    kind: Kind
+    number: int = 0
+    run: str | None = None
+    at: float
+    accepted: bool = True
+    reason: str = ""
+
+
+class Models(Settings):
+    """``models.json``.  ``chosen``: what the hold-out likes best; ``pinned``: what a person wants in its place;
+    ``served``: what ``nexus`` means to clients, which changes only when a person says so; ``gone``: held before.
+    """
+
+    held: tuple[Held, ...] = ()
+    chosen: str = BASE
+    pinned: str | None = None
+    served: str | None = None
+    gone: tuple[str, ...] = ()
+
+    @property
+    def in_use(self) -> str:
+        """What search answers from."""
+        return self.pinned or self.chosen
+
+    def named(self, name: str) -> Held | None:
+        """A held model by its full name."""
+        return next((one for one in self.held if one.name == name), None)
+
+
+class Gone(NexusError):
+    """A model that was held here and is not any more."""
+
+
+class Shelf:
+    """All of a site's models; each change is one new ``models.json``, whichever process makes it."""
+
+    def __init__(self, place: SiteHome) -> None:
+        self.folder = place.state / "models"
+        self.file = self.folder / "models.json"
+
+    @property
+    def models(self) -> Models:
+        """What is held now; NexusError where the list cannot be read."""
+        try:
+            return Models.model_validate_json(self.file.read_bytes())
+        except FileNotFoundError:
+            return Models()
+        except (OSError, ValidationError) as problem:
+            raise NexusError(
+                f"{self.file} cannot be read ({type(problem).__name__}); delete it: versions come again from the "
+                "server, own models are trained again"
+            ) from None
+
+    def load(self, name: str) -> StoredAdapter | None:
+        """A held model; None for the base model, NexusError where there is none of this name."""
+        if name == BASE:
+            return None
+        found = StoredAdapter.read(self._file(name)) if self.models.named(name) else None
+        if found is None:
+            raise NexusError(f"there is no model {name!r} here{self._known()}")
+        return found
+
+    def put(self, adapter: StoredAdapter, kind: Kind, *, accepted: bool, reason: str) -> str:
+        """Keep a model, and no more than ``KEPT`` of its kind beside those in use; its name."""
+        name = name_of(adapter, kind)
+        run = adapter.plan.name if isinstance(adapter.recipe, Plan) else None
+        held = Held(
+            name=name, kind=kind, number=adapter.number, run=run, at=time.time(), accepted=accepted, reason=reason
+        )
+        with self._alone():
+            adapter.write(self._file(name))
+            self._write(lambda old: _pruned(old, held))
+        return name
+
+    def choose(self, name: str) -> None:
+        """What the hold-out likes best."""
+        self._set(chosen=self.require(name))
+
+    def pin(self, name: str | None) -> None:
+        """What search and serve stay on; with None search follows what is chosen, and ``nexus`` becomes that."""
+        with self._alone():
+            if name is not None:
+                self.require(name)
+            self._write(lambda old: old.model_copy(update={"pinned": name, "served": name or old.chosen}))
+
+    def serve(self) -> str:
+        """What ``nexus`` means; where nobody has said so yet, it is what is in use, from now on."""
+        if (served := self.models.served) is not None:
+            return served
+        with self._alone():
+            self._write(lambda old: old.model_copy(update={"served": old.served or old.in_use}))
+        return self.models.served or BASE
+
+    def call_back(self, run: str, above: int) -> None:
+        """Take versions of a run beyond one out of use, and what was made of them: the server has withdrawn them."""
+        with self._alone():
+            self._write(lambda old: _without(old, {h.name for h in old.held if h.run == run and h.number > above}))
+
+    def require(self, name: str) -> str:
+        """The name, where it is held; else Gone or NexusError."""
+        models = self.models
+        if name == BASE or models.named(name):
+            return name
+        if name in models.gone:
+            raise Gone(f"model {name!r} is no longer held here{self._known()}")
+        raise NexusError(f"there is no model {name!r} here{self._known()}")
+
+    def resolve(self, asked: str) -> str:
+        """The full name of what a person or client asks for: a name, a kind (its newest), or a version's number."""
+        models = self.models
+        if asked in KINDS:
+            of_kind = [one for one in models.held if one.kind == asked]
+            if not of_kind:
+                raise NexusError(f"there is no {asked} model here yet{self._known()}")
+            return of_kind[-1].name
+        if re.fullmatch(r"\d{1,6}", asked):
+            found = [one.name for one in models.held if one.kind == "federated" and one.number == int(asked)]
+            gone = [name for name in models.gone if name.endswith(f"-{int(asked)}")]
+            if len(found) + len(gone) > 1:
+                raise NexusError(f"{asked} could be {', '.join([*found, *gone])}: give the whole name")
+            return self.require(next(iter([*found, *gone]), asked))
+        return self.require(asked)
+
+    def _known(self) -> str:
+        return "; here are: " + ", ".join([BASE, *(one.name for one in self.models.held)])
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _set(self, **changes: object) -> None:
+        with self._alone():
+            self._write(lambda old: old.model_copy(update=changes))
+
+    def _write(self, change: Callable[[Models], Models]) -> None:
+        models = change(self.models)
+        write_durably(self.file, models.model_dump_json().encode())
+        wanted = {self._file(one.name) for one in models.held}
+        for file in set(self.folder.glob("*.safetensors")) - wanted:
+            file.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def name_of(adapter: StoredAdapter, kind: Kind) -> str:
+    """What a model is called."""
+    if kind == "federated":
+        return f"{adapter.plan.name}-{adapter.number}"
+    return f"{kind}-{vector_hash(wire.pack(adapter.vector))[:8]}"
+
+
+def _pruned(models: Models, new: Held) -> Models:
+    """With a new model; the oldest of its kind go that nobody uses."""
+    held = [*(one for one in models.held if one.name != new.name), new]
+    of_kind = [one.name for one in held if one.kind == new.kind]
+    used = {models.chosen, models.pinned, models.served}
+    return _without(models.model_copy(update={"held": tuple(held)}), set(of_kind[:-KEPT]) - used)
+
+
+def _without(models: Models, names: set[str]) -> Models:
+    """Without some models; what was chosen, pinned or served among them falls back to the base model."""
+    changes: dict[str, object] = {
+        "held": tuple(one for one in models.held if one.name not in names),
+        "gone": (*(name for name in models.gone if name not in names), *sorted(names))[-REMEMBERED:],
+    }
+    if models.chosen in names:
+        changes["chosen"] = BASE
+    if models.pinned in names:
+        changes["pinned"] = None
+    if models.served in names:
+        changes["served"] = None
+    return models.model_copy(update=changes)
