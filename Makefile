@@ -25,7 +25,7 @@ demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
 
 test: $(VENV)/.dev $(OUTSIDE)/.made
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

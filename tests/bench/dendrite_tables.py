@@ -28,7 +28,7 @@ from tests.bench.dendrite_figures import (
     side,
     table,
 )
-from tests.bench.dendrite_jobs import CORE, EPSILONS, NOISY, RETRIEVAL, SETTINGS, UNTUNED
+from tests.bench.dendrite_jobs import BOTH, CORE, EPSILONS, NOISY, RETRIEVAL, SALIENCE_RATES, SETTINGS, UNTUNED
 
 LATE: Final = {"train loss x 1000": lambda result: 1000 * at("last", "train")(result), "fallen by": fallen}
 CURVE: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)
@@ -158,12 +158,28 @@ def trained(found: Found, name: str) -> str:
 
 def unseen(found: Found, name: str) -> str:
     """Each site left out of training in turn, and judged on its test questions."""
-    arms, base, sites = found.unseen(name), found.untuned(name), found.parts("left out", name)
+    arms, base = found.unseen(name), found.untuned(name)
     if not arms or base is None:
         return "not measured yet\n"
-    rows = [[UNTUNED.name, "", f"{np.mean([base['curve'][0][site] for site in sites]):.2f}"]]
-    rows += [[arm, str(len(s)), shown([last_round(TEST)(r) for r in s.values()])] for arm, s in arms.items()]
-    return table(("arm", "seeds", f"nDCG@10, mean over {len(sites)} unseen sites"), rows)
+    untuned = {seed: base["curve"][0][result["job"]["part"]] for s in arms.values() for seed, result in s.items()}
+    rows = [[UNTUNED.name, str(len(untuned)), shown([*untuned.values()]), ""]]
+    for arm, sites in arms.items():
+        reached = {seed: last_round(TEST)(result) for seed, result in sites.items()}
+        gains = [value - untuned[seed] for seed, value in reached.items()]
+        rows.append([arm, str(len(sites)), shown([*reached.values()]), difference(gains)])
+    return table(("arm", "unseen sites", "nDCG@10, mean over sites", "less untuned, site by site"), rows)
+
+
+def salience_rates(found: Found) -> str:
+    """Salience's learning rate, by dev."""
+    rows = []
+    for rate in SALIENCE_RATES:
+        each = {name: found.arms("salience rate", name, str(rate)).get(BOTH, {}) for name in ("stsb", *RETRIEVAL)}
+        similar = [*each["stsb"].values()]
+        cells = [shown([figure(result) for result in similar]) for figure in (at("best", "dev"), fallen)]
+        cells += [shown([last_round("dev")(result) for result in each[name].values()]) for name in RETRIEVAL]
+        rows.append([f"{rate:g}", str(len(similar)), *cells])
+    return table(("salience's learning rate", "seeds", "STS-B, best dev", "fallen by epoch 30", *RETRIEVAL), rows)
 
 
 def noise(found: Found) -> str:

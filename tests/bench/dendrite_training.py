@@ -156,13 +156,13 @@ def plan_of(arm: Arm, sites: list[str], seed: int) -> Plan:
 
 
 def rounds(
-    name: str, arm: Arm, seed: int, *, pooled: bool, out: str | None = None, local: LocalSettings | None = None
+    name: str, arm: Arm, seed: int, settings: LocalSettings, *, pooled: bool, out: str | None = None
 ) -> dict[str, Any]:
     """Ten rounds over a set's sites (without site ``out``, which is then judged alone), judged after the last."""
     data, states = loaded(name), states_of(name)
     sites = [site for site in data.sites if site != out]
     plan, adapter = plan_of(arm, sites, seed), arm.adapter(seed)
-    settings, rng = local or plan.local, np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 1])
     if pooled:  # the same number of steps, each over as many rows as all sites together
         settings = settings.model_copy(update={"batch_rows": settings.batch_rows * len(sites)})
         work = [(data.pooled_tasks(None, rng), np.random.default_rng([seed]))]

@@ -1,8 +1,9 @@
 """``make bench-dendrites``: do dendrites help?  Every arm of ``dendrite_arms.py``, on three sets, seed by seed.
 
 One job is one arm on one set in one setting with one seed; its result is a file of ``.bench/dendrites``, so that the
-command goes on where it was stopped, and begins a job anew whose description has changed.  The tables,
-``tests/bench/RESULTS.md``, are written from those files alone (``--tables`` does nothing else).  Nothing is chosen on a
+command goes on where it was stopped, and begins a job anew whose description has changed.  What was measured anywhere
+before stands in ``tests/bench/dendrites.jsonl``; the tables, ``tests/bench/RESULTS.md``, are written from both alone
+(``--tables`` does nothing else).  Nothing is chosen on a
 test split.  ``--quick`` is one seed of STS-B; all of it takes hours.
 """
 
@@ -16,7 +17,7 @@ from dataclasses import asdict
 from tests.bench import simulate
 from tests.bench.data import require_data
 from tests.bench.dendrite_data import SETS, loaded
-from tests.bench.dendrite_jobs import FOLDER, SETTINGS, jobs, run
+from tests.bench.dendrite_jobs import FOLDER, RECORD, SETTINGS, jobs, record, run
 from tests.bench.dendrite_report import write
 
 
@@ -58,7 +59,8 @@ def main() -> None:
             took = future.result()
             told = " / ".join(map(str, asdict(running[future]).values())).rstrip(" /")
             print(f"{done} of {len(missing)}, {time.monotonic() - began:.0f} s: {told}: {took:.0f} s", flush=True)
-    print(f"written: {write(every)}")
+    record(every)
+    print(f"written: {write(every)}, {RECORD}")
 
 
 if __name__ == "__main__":

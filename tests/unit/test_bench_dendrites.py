@@ -14,7 +14,7 @@ from nexus_common.recipe import LocalSettings
 from scipy import stats
 
 from tests.bench import dendrite_jobs
-from tests.bench.dendrite_arms import ARMS, RaggedPooling
+from tests.bench.dendrite_arms import ARMS, RANKS, RaggedPooling
 from tests.bench.dendrite_figures import apart, chosen, difference, half_width, reached, side
 from tests.bench.dendrite_jobs import Job
 from tests.bench.dendrite_noise import DELTA, SAMPLING, STEPS, noise_for
@@ -63,7 +63,7 @@ def test_controls_have_the_dendrites_number_of_parameters_exactly() -> None:
         count["salience dendrite + linear"] == count["salience twin + linear"] == count["salience + linear"] + WIDTH + 1
     )
     assert count["salience"] == WIDTH
-    for rank in dendrite_jobs.RANKS:
+    for rank in RANKS:
         assert count[f"rank {rank}"] == count[f"rank {rank}, tanh"] == 2 * rank * WIDTH
 
 
