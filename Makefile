@@ -19,7 +19,7 @@ torch = $(1) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torc
 PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
-.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites chaos fuzz lock licences audit clean
+.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites chaos fuzz lock licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -69,6 +69,9 @@ lock: $(VENV)/.runtime
 licences: $(VENV)/.runtime
 	$(RUN) deploy/lock/licences.py
 
+check-aarch64: $(VENV)/.dev
+	$(RUN) deploy/lock/check_aarch64.py
+
 audit: $(VENV)/.runtime
 	$(VENV)/bin/uv audit --frozen
 
@@ -110,4 +113,4 @@ endif
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OUTSIDE) .demo .bench .fuzz
+	rm -rf $(VENV) $(OUTSIDE) .demo .bench .fuzz .aarch64

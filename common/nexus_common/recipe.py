@@ -47,7 +47,7 @@ class LocalSettings(Settings):
     steps: Annotated[int, Field(ge=1, le=10_000)] = 30
     batch_rows: Annotated[int, Field(ge=2, le=4096)] = 64
     learning_rate: Positive = 1e-3
-    salience_learning_rate: Positive = 1e-3
+    salience_learning_rate: Positive = 3e-4
     temperature: Positive = 0.05
     corpus_negatives: Annotated[int, Field(ge=0, le=100_000)] = 64
     dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.5

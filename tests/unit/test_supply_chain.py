@@ -22,7 +22,10 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCK = ROOT / "deploy" / "lock"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = [p for p in tomllib.loads((ROOT / "uv.lock").read_text())["package"] if "registry" in p["source"]]
+PACKAGES, OUTSIDE = (
+    [package for package in tomllib.loads(file.read_text())["package"] if "registry" in package["source"]]
+    for file in (ROOT / "uv.lock", LOCK / "outside" / "uv.lock")
+)
 SETS = sorted(path.stem for path in LOCK.glob("*.txt"))
 GLIBC = range(5, 29)  # manylinux_2_28 and older: Debian 10 and Ubuntu 20.04, so JetPack 5 too
 PLACES = [(machine, minor) for machine in ("x86_64", "aarch64") for minor in (11, 12, 13, 14)]
@@ -69,7 +72,7 @@ def tags(machine: str, minor: int) -> set[Tag]:
 
 def wheels() -> dict[str, str]:
     """File names by their hashes."""
-    files = [file for package in PACKAGES for file in package["wheels"]]
+    files = [file for package in (*PACKAGES, *OUTSIDE) for file in package.get("wheels", ())]
     found = {file["hash"].removeprefix("sha256:"): unquote(file["url"].rsplit("/", 1)[1]) for file in files}
     return found | dict(line.split("  ") for line in (LOCK / "torch-cpu.sha256").read_text().splitlines())
 
@@ -150,7 +153,8 @@ def test_no_wheel_of_another_machine_or_python_would_pass_for_one() -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_requirement_files_are_those_of_the_lock(name: str) -> None:
-    locked = {(package["name"], Version(package["version"])) for package in PACKAGES}
+    packages = OUTSIDE if name == "outside" else PACKAGES
+    locked = {(package["name"], Version(package["version"])) for package in packages}
     for pin, _ in pins(name):
         (bound,) = pin.specifier
         assert bound.operator == "=="
