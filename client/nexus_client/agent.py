@@ -16,6 +16,7 @@ from nexus_client import agent_api as api
 from nexus_client import reports
 from nexus_client.certificate import renew
 from nexus_client.consent import Consent
+from nexus_client.judging import Judging
 from nexus_client.link import Link
 from nexus_client.record import ProtocolRecord
 from nexus_client.rounds import SiteRounds
@@ -41,10 +42,12 @@ class Agent:
         identity = certs.load_identity(place.keys / "identity.key")
         self.consent = Consent(place)
         record = ProtocolRecord(place.state / "protocol.sqlite")
-        self.rounds = SiteRounds(self.workspace, identity, self.consent, record)
+        self._evaluating = threading.Lock()
+        self.judging = Judging(self.workspace, self.consent, lambda: self.rounds.worked_at, self._evaluating)
+        self.rounds = SiteRounds(self.workspace, identity, self.consent, record, self.judging.version_came)
         self.journal = Journal(self.consent.audit, paced=True)
         self.link = Link(settings.server, place.keys, self._handle, self.journal, settings.proxy)
-        self.place, self._evaluating = place, threading.Lock()
+        self.place = place
         place.socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
         self._socket = rpc.start_local(self._methods(), api.SERVICE, place.socket)
 
@@ -123,6 +126,7 @@ class Agent:
             signal.signal(sign, lambda *_: stopping.set())
         link = threading.Thread(target=self.link.run, name="link", daemon=True)
         link.start()
+        threading.Thread(target=self.judging.run, name="judging", daemon=True).start()
         log.info("agent of %s is up, server %s", self.place.site, self.link.address)
         told = self._policy_version()
         while not stopping.wait(1.0):

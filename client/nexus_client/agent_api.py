@@ -9,7 +9,10 @@ SERVICE: Final = "nexus.Agent"
 
 
 class StatusReport(Body):
-    """Agent, version in use, last round, what waits for a person."""
+    """Agent, model in use, last round, what waits for a person.
+
+    ``version`` came last; ``why`` is the model in use ``in_use``, and ``refused`` why the last version is not.
+    """
 
     site: str
     server: str
@@ -24,6 +27,10 @@ class StatusReport(Body):
     rounds: int | None = None
     adapter: str | None = None
     version_at: float | None = None
+    in_use: str = "base"
+    pinned: bool = False
+    why: str = ""
+    refused: str | None = None
     last_round_at: float | None = None
     certificate_days_left: int | None = None
     participation: str | None = None
@@ -81,12 +88,19 @@ class Example(Body):
 
 
 class EvaluateReport(Body):
-    """All models side by side; the examples are private text and stay on this machine."""
+    """All models side by side; the examples are private text and stay on this machine.
+
+    ``in_use`` is a model's name, ``why`` it is, and ``verdict`` is on it against the base model.
+    """
 
     site: str
     rows: int
     run: str | None
     version: int | None
+    in_use: str = "base"
+    pinned: bool = False
+    why: str = ""
+    verdict: str = ""
     lines: list[QualityLine]
     examples: list[Example]
     warnings: list[str]

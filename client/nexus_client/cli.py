@@ -14,14 +14,14 @@ from nexus_common.errors import NexusError
 from rich.console import Console
 
 from nexus_client import agent_api as api
-from nexus_client import cli_consent, cli_report, cli_train
+from nexus_client import cli_consent, cli_report, cli_train, cli_use
 from nexus_client.cli_consent import place_of
 from nexus_client.site import SiteHome
 
 app = new_app(
     "A site's client. Without a command it runs as the site's agent until it is stopped.",
     "nexus-client --site hospital-a",
-    "join check preview status plan evaluate train dry-run report audit pause resume leave",
+    "join check preview status plan evaluate use train dry-run report audit pause resume leave",
 )
 AGENT_SECONDS = 3600.0
 STATUS_SECONDS = 30.0  # what an agent needs that trains on the only processor
@@ -159,7 +159,7 @@ cli_consent.add_plan_commands(app)
 
 @app.command()
 def evaluate(context: typer.Context) -> None:
-    """Compare keyword search, base, alone and federated.
+    """Compare keyword search, base and own models; choose.
 
     \b
     Example: nexus-client evaluate
@@ -171,15 +171,22 @@ def evaluate(context: typer.Context) -> None:
 
         return reports.evaluate(reports.workspace_of(place))
 
-    with Console(stderr=True).status("judging (at first this also trains this site alone, to compare) ..."):
+    with Console(stderr=True).status("judging (at first this also trains this site for itself, to compare) ..."):
         report = _ask(place, "evaluate", rpc.Nothing(), api.EvaluateReport, here)
     rows = [line.cells for line in report.lines]
     version = f"version {report.version} of run {report.run}" if report.run else "no version yet: the run has not begun"
     head = f"{report.site}, {report.rows} rows; federated: {version}"
     text = table(["model", "metric (x 100)", "mean", "95 % interval", "questions", "against base"], rows, (2, 3, 4))
-    show(context, report.model_dump(), "\n".join([head, text, *(f"note: {warning}" for warning in report.warnings)]))
+    verdict = f": {report.verdict}" if report.verdict else ""
+    used = f"in use: {report.in_use}{verdict}\n  because {report.why}"
+    show(
+        context,
+        report.model_dump(),
+        "\n".join([head, text, used, *(f"note: {warning}" for warning in report.warnings)]),
+    )
 
 
+cli_use.add_use_command(app)
 cli_train.add_train_commands(app)
 cli_report.add_report_command(app)
 cli_consent.add_site_commands(app)
@@ -205,6 +212,10 @@ def _status_text(report: api.StatusReport, call: str) -> str:
             f"run {report.run}: version {report.version} of {report.rounds}, "
             f"received {moment(report.version_at or 0)}; adapter: {report.adapter}"
         )
+    how = "pinned" if report.pinned else "chosen"
+    lines.append(f"in use: {report.in_use} ({how}: {report.why})")
+    if report.refused:
+        lines.append(f"not taken: {report.refused}")
     lines.append(f"plan: {report.approved} is approved" if report.approved else "plan: none is approved")
     if report.participation in ("paused", "left"):
         lines.append(f"this site has {report.participation}: `{call} resume` ends that")

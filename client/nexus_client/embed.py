@@ -71,8 +71,9 @@ class Encoder:
 
     def release(self) -> None:
         """Drop the encoder's weights from memory."""
-        self._model = None
-        gc.collect()
+        if self._model is not None:  # else collecting would only cost time, at every version that is judged
+            self._model = None
+            gc.collect()
 
     def _encode(self, texts: Sequence[str]) -> Iterator[tuple[list[str], list[NDArray[Any]], NDArray[np.float32]]]:
         """Batches of (texts, token states each, pooled vectors)."""

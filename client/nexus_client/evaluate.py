@@ -34,6 +34,10 @@ _DISCOUNT: Final = 1 / np.log2(np.arange(2, CUTOFF + 2))  # of ranks 1 to 10
 _IDEAL: Final = np.concatenate([[0.0], np.cumsum(_DISCOUNT)])  # best gain with 0 to 10 right passages
 
 
+class NotFinite(NexusError):
+    """A model whose embeddings are no numbers: it cannot be judged, so it cannot be used."""
+
+
 @dataclass(frozen=True)
 class QuestionScores:
     """nDCG@10 and MRR@10 of each question, both [q]."""
@@ -70,10 +74,10 @@ def vector_scores(queries: Floats, passages: Floats, positives: Sequence[Ids]) -
     """Score a search by dot product.  ``queries`` [q, 384], ``passages`` [p, 384]; ``positives[i]`` are
     places in passages.
 
-    Raises NexusError where a vector is not finite.
+    Raises NotFinite where a vector is not.
     """
     if not (np.isfinite(queries).all() and np.isfinite(passages).all()):
-        raise NexusError(
+        raise NotFinite(
             "some embeddings are not finite numbers, so this model cannot be judged; use an earlier version"
         )
     chunk = max(1, CHUNK_SCORES // max(1, len(passages)))

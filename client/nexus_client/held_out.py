@@ -71,7 +71,12 @@ class HeldOut:
             return {}
         losses, scores = self._losses_and_scores(layout, vector)
         vote = compare(scores, self._base_scores, max_loss=0.0).vote
-        return {"loss": losses / len(scores), "score": float(scores.mean()), "questions": float(len(scores)), "vote": vote}
+        return {
+            "loss": losses / len(scores),
+            "score": float(scores.mean()),
+            "questions": float(len(scores)),
+            "vote": vote,
+        }
 
     def _losses_and_scores(self, layout: Layout, vector: Vector) -> tuple[float, Floats]:
         """The sum of the losses, and the score of each question and pair."""

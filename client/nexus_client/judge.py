@@ -6,6 +6,7 @@ models of one call are embedded in one pass, so the encoder sees no text twice f
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from nexus_common.layout import Layout, Vector
@@ -56,8 +57,12 @@ def row_scores(
     rows = []
     for adapter in adapters:
         found = _scores(tasks, numbers, workspace.base_vectors(numbers) if adapter is None else next(embedded))
-        rows.append(np.concatenate([found.questions.ndcg10, spearman_rows(found.cosines, scored)]))
+        rows.append(_row_scores(found, scored))
     return rows
+
+
+def _row_scores(found: Scores, scored: Floats) -> Floats:
+    return np.concatenate([found.questions.ndcg10, spearman_rows(found.cosines, scored)])
 
 
 def chosen_scores(workspace: Workspace, adapters: Sequence[tuple[Layout, Vector]]) -> list[float] | None:
@@ -69,20 +74,35 @@ def chosen_scores(workspace: Workspace, adapters: Sequence[tuple[Layout, Vector]
     return [float(rows.mean()) for rows in row_scores(workspace, tasks, adapters)] if tasks else None
 
 
-def judge(
-    workspace: Workspace, adapters: Mapping[str, tuple[Layout, Vector]]
-) -> tuple[list[QualityLine], list[Example]]:
-    """The table of the judging part: keyword search, base, and each adapter; and what the last adapter improved most.
+@dataclass(frozen=True)
+class Judged:
+    """The table of the judging part, what one adapter improved most, and the score of each row by model."""
 
-    Both empty where the judging part is empty.
+    lines: list[QualityLine]
+    examples: list[Example]
+    rows: Mapping[str, Floats]
+
+
+def judge(
+    workspace: Workspace,
+    adapters: Mapping[str, tuple[Layout, Vector]],
+    *,
+    shown: str | None = None,
+    also: Mapping[str, str] = MappingProxyType({}),
+) -> Judged:
+    """Judge keyword search, base, and each adapter; examples are of ``shown``, else of the last one.
+
+    ``also`` gives models a second name, under which they stand in the table too.  Where the judging part is empty, so
+    is all of it.
     """
     tasks = workspace.material.judge
     if not tasks:
-        return [], []
+        return Judged([], [], {})
     numbers = texts_of(tasks)
     embedded = {BASE: workspace.base_vectors(numbers)}
     embedded |= dict(zip(adapters, workspace.embed(list(adapters.values()), numbers), strict=True))
     found = {model: _scores(tasks, numbers, vectors) for model, vectors in embedded.items()}
+    found |= {name: found[model] for name, model in also.items()}
     texts = workspace.material.texts.items
     ranking = [task for task in tasks if isinstance(task, RankingTask)]
     lines: list[QualityLine] = []
@@ -100,13 +120,16 @@ def judge(
                 values = getattr(scores, name)
                 apart = None if model == BASE else difference(metric, values, getattr(base, name))
                 lines.append(_line(model, quality(metric, values), apart))
+    right = np.empty(0)
     if score := [task.score for task in tasks if isinstance(task, ScoredTask)]:
         right = np.concatenate(score)
         for model, all_scores in found.items():
             apart = None if model == BASE else spearman_difference(all_scores.cosines, found[BASE].cosines, right)
             lines.append(_line(model, spearman(all_scores.cosines, right), apart))
-    last = next(reversed(embedded))
-    return lines, _examples(ranking, texts, numbers, embedded[BASE], embedded[last]) if last != BASE else []
+    shown = shown or next(reversed(embedded))
+    examples = _examples(ranking, texts, numbers, embedded[BASE], embedded[shown]) if shown != BASE else []
+    per_row = {model: _row_scores(scores, right) for model, scores in found.items()}
+    return Judged(lines, examples, per_row)
 
 
 def _scores(tasks: Sequence[Task], numbers: Ids, vectors: Embeddings) -> Scores:

@@ -35,8 +35,8 @@ withdrawn_plans = []
 min_cohort = 3                      # the fewest sites that a sum may be over
 max_clip_norm = 20.0                # the largest L2 norm of an update: how far one site may move the adapter in a round
 min_rows = 10                       # the fewest training rows with which this site takes part
-max_loss = 0.02                     # of nDCG@10 (0 to 1): search takes a new version only where this site's own hold-out
-                                    # gives odds of at most 1 in 10 that it loses more, and does not show it to be worse
+max_loss = 0.02                     # of nDCG@10 (0 to 1): a new version is used only where this site's hold-out gives
+                                    # odds of 1 in 10 or less that it loses more, and does not show it to be worse
 allowed_hours = "00:00-24:00"       # by this machine's clock, such as "20:00-06:00"; a plan must stay inside
 
 # Without differential privacy, whoever holds a version can find out whether a known sentence was trained on.

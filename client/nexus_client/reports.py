@@ -8,15 +8,21 @@ from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import Recipe, read_recipe
 from nexus_common.versions import StoredAdapter
 
+from nexus_client.acceptance import compare
 from nexus_client.agent_api import EvaluateReport, PreviewReport
 from nexus_client.alone import default_recipe, train_alone
+from nexus_client.choice import THE_BASE, choose
+from nexus_client.consent import Consent
 from nexus_client.judge import judge
+from nexus_client.judging import judge_newest
 from nexus_client.rows import Pair, Row, Scored, Utterance
+from nexus_client.shelf import BASE, KINDS, Shelf, name_of
 from nexus_client.site import SiteHome
 from nexus_client.split import hold_out_warnings, side
 from nexus_client.workspace import Workspace
 
 SHOWN_CHARACTERS = 200
+IN_USE = "in use"
 
 
 def workspace_of(place: SiteHome) -> Workspace:
@@ -54,33 +60,49 @@ def _shown(row: Row) -> dict[str, str]:
 
 
 def evaluate(workspace: Workspace) -> EvaluateReport:
-    """Keyword search, base, alone and federated on the part of the hold-out that is only there to judge by."""
+    """All models on the part of the hold-out that is only there to judge by, after the choice on the other part."""
+    consent, shelf = Consent(workspace.place), Shelf(workspace.place)
     federated = StoredAdapter.read(workspace.place.federated_file)
-    adapters: dict[str, tuple[Layout, Vector]] = {}
     warnings = hold_out_warnings(workspace.material)
-    if workspace.material.train:
-        alone = train_alone(workspace, federated.plan if federated else default_recipe(workspace))
-        adapters["alone"] = (alone.layout, alone.vector)
-    if federated and federated.plan.base_model == workspace.base_hash:
-        adapters["federated"] = (federated.layout, federated.vector)
-    elif federated:
+    if federated and federated.plan.base_model != workspace.base_hash:
         warnings.append(
             f"version {federated.number} of run {federated.plan.name} belongs to another base model than base_model in "
             "site.toml, so it is not shown"
         )
-    lines, examples = judge(workspace, adapters)
-    found = EvaluateReport(
+    judge_newest(workspace, consent)
+    max_loss = consent.policy.max_loss
+    of_kind = choose(workspace, max_loss)
+    adapters: dict[str, tuple[Layout, Vector]] = {
+        kind: (of_kind[kind].layout, of_kind[kind].vector) for kind in KINDS if kind in of_kind
+    }
+    models, names = shelf.models, {BASE: BASE} | {name_of(model, kind): kind for kind, model in of_kind.items()}
+    also = {IN_USE: names[models.in_use]} if models.in_use in names else {}
+    if not also and (kept := shelf.load(models.in_use)):
+        adapters |= {IN_USE: (kept.layout, kept.vector)}
+    shown = "federated" if "federated" in adapters else None
+    judged = judge(workspace, adapters, shown=shown, also=also)
+    verdict = ""
+    if models.in_use != BASE and judged.rows:
+        against_base = compare(judged.rows[IN_USE], judged.rows[BASE], max_loss)
+        verdict = against_base.against(THE_BASE)
+        if against_base.verdict == "cannot tell":
+            warnings.append(f"the hold-out is too small to tell what the model in use is worth: {verdict}")
+    report = EvaluateReport(
         site=workspace.place.site,
         rows=workspace.rows.count,
         run=federated.plan.name if federated else None,
         version=federated.number if federated else None,
-        lines=lines,
-        examples=examples,
+        in_use=models.in_use,
+        pinned=models.pinned is not None,
+        why=models.reason,
+        verdict=verdict,
+        lines=judged.lines,
+        examples=judged.examples,
         warnings=warnings,
     )
-    kept = found.model_copy(update={"examples": []})  # for the site's report, in which no text stands
-    write_durably(workspace.place.evaluation_file, kept.model_dump_json().encode())
-    return found
+    kept_report = report.model_copy(update={"examples": []})  # for the site's report, in which no text stands
+    write_durably(workspace.place.evaluation_file, kept_report.model_dump_json().encode())
+    return report
 
 
 def train_local(workspace: Workspace, plan: Path | None, on_round: Callable[[int, int], None]) -> dict[str, object]:

@@ -8,6 +8,7 @@ anything of it leaves; it is never trained twice for one model.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +29,10 @@ from nexus_client import own_rounds
 from nexus_client.cache import NotCached
 from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
+from nexus_client.judging import call_back
 from nexus_client.masking import Made, Masking, weights_names
 from nexus_client.record import ProtocolRecord
+from nexus_client.shelf import Shelf
 from nexus_client.taken import birth_hash, check_first, check_newborn, check_number, check_reach, check_stage
 from nexus_client.train import local_update, warm_up
 from nexus_client.workspace import Readied, Workspace
@@ -54,11 +57,16 @@ class SiteRounds:
     """Answers the server's messages for one site."""
 
     def __init__(
-        self, workspace: Workspace, identity: Ed25519PrivateKey, consent: Consent, record: ProtocolRecord
+        self,
+        workspace: Workspace,
+        identity: Ed25519PrivateKey,
+        consent: Consent,
+        record: ProtocolRecord,
+        on_version: Callable[[], None] = lambda: None,
     ) -> None:
         self.workspace, self.identity, self.consent = workspace, identity, consent
         self.record, self.masking = record, Masking(workspace.place.site, identity, record)
-        self.progress = Progress()
+        self.progress, self._on_version, self._worked_at = Progress(), on_version, time.time()
         self._plan: Plan | None = None
         self._readied: Readied | None = None
         self._held_out: HeldOut | None = None
@@ -77,7 +85,19 @@ class SiteRounds:
         answer = self._answers.get(type(message))
         if answer is None:
             raise Refusal("unknown-message", f"{type(message).__name__} is not for a site")
-        return answer(message)
+        if not isinstance(message, wire.TrainRound | wire.Ask):
+            return answer(message)
+        self._worked_at = math.inf
+        try:
+            return answer(message)
+        finally:
+            self._worked_at = time.time()
+
+    @property
+    def worked_at(self) -> float:
+        """When this site last did something for a run, infinite while it does; the idle have time for themselves."""
+        preparing = self._preparing is not None and self._preparing.is_alive()
+        return math.inf if preparing else self._worked_at
 
     def _propose(self, message: wire.Propose) -> wire.Message:
         plan = self.consent.offer(message.plan)
@@ -268,11 +288,11 @@ class SiteRounds:
         return wire.Received(wire.model_hash(form, message.vector))
 
     def _had(self, plan: Plan, message: wire.Deliver) -> bool:
-        """Whether a version is harmless: the base model's own output, or accepted here before, as the log says."""
+        """Whether a version is harmless: the base model's own output, or received here before, as the log says."""
         digest = vector_hash(message.vector)
         if digest == birth_hash(plan):
             return True
-        wanted = ("version accepted", plan.hash.hex(), message.round, digest)
+        wanted = ("version received", plan.hash.hex(), message.round, digest)
         lines = read(self.workspace.place.audit_file)
         return any((e["event"], e.get("plan"), e.get("version"), e.get("sha256")) == wanted for e in lines)
 
@@ -282,5 +302,7 @@ class SiteRounds:
         held = there and (there.plan.hash.hex(), there.number, vector_hash(wire.pack(there.vector)))
         if held == (plan, version.number, digest):
             return
-        self.consent.audit.append("version accepted", plan=plan, version=version.number, sha256=digest)
+        self.consent.audit.append("version received", plan=plan, version=version.number, sha256=digest)
         version.write(self.workspace.place.federated_file)
+        call_back(Shelf(self.workspace.place), version)
+        self._on_version()

@@ -46,10 +46,13 @@ class Held(Settings):
 class Models(Settings):
     """``models.json``.  ``chosen``: what the hold-out likes best; ``pinned``: what a person wants in its place;
     ``served``: what ``nexus`` means to clients, which changes only when a person says so; ``gone``: held before.
+    ``why`` was it chosen, and ``chosen_for`` names the rows and version that all models were last compared on.
     """
 
     held: tuple[Held, ...] = ()
     chosen: str = BASE
+    why: str = ""
+    chosen_for: str = ""
     pinned: str | None = None
     served: str | None = None
     gone: tuple[str, ...] = ()
@@ -58,6 +61,13 @@ class Models(Settings):
     def in_use(self) -> str:
         """What search answers from."""
         return self.pinned or self.chosen
+
+    @property
+    def reason(self) -> str:
+        """Why that is in use."""
+        if self.pinned is None:
+            return self.why or "nothing else was judged here yet"
+        return f"a person said so; the hold-out would choose {self.chosen}"
 
     def named(self, name: str) -> Held | None:
         """A held model by its full name."""
@@ -97,21 +107,25 @@ class Shelf:
             raise NexusError(f"there is no model {name!r} here{self._known()}")
         return found
 
-    def put(self, adapter: StoredAdapter, kind: Kind, *, accepted: bool, reason: str) -> str:
-        """Keep a model, and no more than ``KEPT`` of its kind beside those in use; its name."""
+    def put(self, adapter: StoredAdapter, kind: Kind, *, accepted: bool, reason: str, chosen: bool = False) -> str:
+        """Keep a model, and no more than ``KEPT`` of its kind beside those in use; its name.
+
+        With ``chosen`` it becomes what is chosen, in the same instant.
+        """
         name = name_of(adapter, kind)
-        run = adapter.plan.name if isinstance(adapter.recipe, Plan) else None
+        run = adapter.plan.name if isinstance(adapter.recipe, Plan) and kind != "alone" else None
         held = Held(
             name=name, kind=kind, number=adapter.number, run=run, at=time.time(), accepted=accepted, reason=reason
         )
         with self._alone():
             adapter.write(self._file(name))
-            self._write(lambda old: _pruned(old, held))
+            choice = {"chosen": name, "why": reason} if chosen else {}
+            self._write(lambda old: _pruned(old.model_copy(update=choice), held))
         return name
 
-    def choose(self, name: str) -> None:
-        """What the hold-out likes best."""
-        self._set(chosen=self.require(name))
+    def choose(self, name: str, why: str = "", chosen_for: str = "") -> None:
+        """What the hold-out likes best, why, and what that rests on."""
+        self._set(chosen=self.require(name), why=why, chosen_for=chosen_for)
 
     def pin(self, name: str | None) -> None:
         """What search and serve stay on; with None search follows what is chosen, and ``nexus`` becomes that."""
@@ -129,9 +143,14 @@ class Shelf:
         return self.models.served or BASE
 
     def call_back(self, run: str, above: int) -> None:
-        """Take versions of a run beyond one out of use, and what was made of them: the server has withdrawn them."""
+        """Take versions of a run beyond one out of use, and what was made of them: the server has withdrawn them.
+
+        What was chosen of them falls back to the run's newest version that is left and was accepted here.
+        """
+        if not any(_beyond(held, run, above) for held in self.models.held):
+            return
         with self._alone():
-            self._write(lambda old: _without(old, {h.name for h in old.held if h.run == run and h.number > above}))
+            self._write(lambda old: _called_back(old, run, above))
 
     def require(self, name: str) -> str:
         """The name, where it is held; else Gone or NexusError."""
@@ -201,11 +220,26 @@ def _pruned(models: Models, new: Held) -> Models:
     return _without(models.model_copy(update={"held": tuple(held)}), set(of_kind[:-KEPT]) - used)
 
 
+def _beyond(held: Held, run: str, above: int) -> bool:
+    return held.run == run and held.number > above
+
+
+def _called_back(models: Models, run: str, above: int) -> Models:
+    left = _without(models, {held.name for held in models.held if _beyond(held, run, above)})
+    if left.chosen == models.chosen:
+        return left
+    taken = [held for held in left.held if held.kind == "federated" and held.run == run and held.accepted]
+    why = "the server has taken back what was chosen before"
+    back = max(taken, key=lambda held: held.number).name if taken else BASE
+    return left.model_copy(update={"chosen": back, "why": why, "chosen_for": ""})
+
+
 def _without(models: Models, names: set[str]) -> Models:
     """Without some models; what was chosen, pinned or served among them falls back to the base model."""
+    held = {one.name for one in models.held}
     changes: dict[str, object] = {
         "held": tuple(one for one in models.held if one.name not in names),
-        "gone": (*(name for name in models.gone if name not in names), *sorted(names))[-REMEMBERED:],
+        "gone": (*(name for name in models.gone if name not in names | held), *sorted(names))[-REMEMBERED:],
     }
     if models.chosen in names:
         changes["chosen"] = BASE

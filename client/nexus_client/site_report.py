@@ -74,10 +74,13 @@ def report_of(place: SiteHome) -> Report:
 def _facts(place: SiteHome) -> Iterator[tuple[str, str]]:
     stands, version = status(place), StoredAdapter.read(place.federated_file)
     yield "server", stands.server
+    yield "in use", f"{stands.in_use}, {'pinned' if stands.pinned else 'chosen'}: {stands.why}"
+    if stands.refused:
+        yield "not taken", stands.refused
     if version is None:
-        yield "in use", "the base model: no version was received yet"
+        yield "version", "none was received yet"
     else:
-        yield "in use", f"version {version.number} of run {version.plan.name}"
+        yield "version", f"{version.number} of run {version.plan.name}"
         yield "received", moment(stands.version_at or 0)
         noise = version.plan.privacy
         yield "privacy", "with noise, see the plan" if noise else "epsilon: none (records are not protected)"
@@ -148,9 +151,9 @@ def _evaluated(place: SiteHome, notes: list[str]) -> EvaluateReport | None:
 def _judged(place: SiteHome, evaluated: EvaluateReport) -> str:
     version = f"; federated is version {evaluated.version} of run {evaluated.run}" if evaluated.run else ""
     when = moment(place.evaluation_file.stat().st_mtime)
-    return " ".join(
-        [f"On the part of the hold-out that is only there to judge by, {when}{version}.", *evaluated.warnings]
-    )
+    used = f"In use is {evaluated.in_use}{': ' if evaluated.verdict else ''}{evaluated.verdict}."
+    told = f"On the part of the hold-out that is only there to judge by, {when}{version}."
+    return " ".join([told, used, *evaluated.warnings])
 
 
 def _refusals(place: SiteHome, notes: list[str]) -> tuple[RefusalLine, ...]:

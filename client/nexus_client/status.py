@@ -1,4 +1,4 @@
-"""What a site knows of itself without loading torch: version in use and certificate."""
+"""What a site knows of itself without loading torch: model in use and certificate."""
 
 import time
 from pathlib import Path
@@ -11,6 +11,7 @@ from nexus_common.versions import StoredAdapter
 
 from nexus_client.agent_api import StatusReport
 from nexus_client.consent import Consent
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome
 
 
@@ -19,6 +20,8 @@ def status(place: SiteHome) -> StatusReport:
     settings, version = place.settings(), StoredAdapter.read(place.federated_file)
     days, unreadable = _days_left(place.keys / "site.crt")
     standing = _standing(Consent(place))
+    models = Shelf(place).models
+    newest = next((held for held in reversed(models.held) if held.kind == "federated"), None)
     standing.setdefault("problem", unreadable or shortage(place.state))
     return StatusReport(
         site=place.site,
@@ -29,6 +32,10 @@ def status(place: SiteHome) -> StatusReport:
         rounds=version.plan.rounds if version else None,
         adapter=str(version.layout) if version else None,
         version_at=place.federated_file.stat().st_mtime if version else None,
+        in_use=models.in_use,
+        pinned=models.pinned is not None,
+        why=models.reason,
+        refused=f"{newest.name}: {newest.reason}" if newest and not newest.accepted else None,
         **standing,
     )
 

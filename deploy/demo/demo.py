@@ -197,7 +197,7 @@ class Demo:
 
     def evaluate(self) -> list[dict[str, Any]]:
         """Every site's own figures, side by side."""
-        show.step("each site judges at home, on its own hold-out: keyword search, base, alone, federated")
+        show.step("each site judges at home, on its own hold-out: keyword search, base, own models; one is chosen")
         with ThreadPoolExecutor() as pool:
             reports = list(pool.map(lambda site: self.ask("nexus-client", "evaluate", "--site", site), SITES))
         self.look()

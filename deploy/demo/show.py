@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-MODELS = {"keyword": "keyword (BM25)", "base": "base", "alone": "alone", "federated": "federated"}
+MODELS = {"keyword": "BM25", **{name: name for name in ("base", "alone", "federated", "personal", "in use")}}
 PAGE = "report.html"
 console = Console(highlight=False, width=110)
 
@@ -44,8 +44,14 @@ def _line(report: dict[str, Any], model: str) -> dict[str, Any]:
 def summary(reports: list[dict[str, Any]], status: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What is written to summary.json."""
     names = {"ndcg10_before": "base", "ndcg10_after": "federated", "ndcg10_alone": "alone", "ndcg10_bm25": "keyword"}
+    names |= {"ndcg10_personal": "personal", "ndcg10_in_use": "in use"}
     sites = [
-        {"site": report["site"], "rows": report["rows"], "questions": _line(report, "base")["questions"]}
+        {
+            "site": report["site"],
+            "rows": report["rows"],
+            "in_use": report["in_use"],
+            "questions": _line(report, "base")["questions"],
+        }
         | {key: _line(report, model)["mean"] for key, model in names.items()}
         for report in reports
     ]
@@ -62,13 +68,20 @@ def quality_table(reports: list[dict[str, Any]]) -> Table:
     """All sites and models on one screen."""
     table = Table(title="nDCG@10 x 100 on questions no training saw, with 95 % interval", title_justify="left")
     table.add_column("site")
-    for name in ("questions", *MODELS.values(), "federated against base"):
+    for name in ("questions", *MODELS.values()):
         table.add_column(name, justify="right")
     for report in reports:
         found = [_line(report, model) for model in MODELS]
         cells = [f"{100 * one['mean']:.1f} ({100 * one['low']:.0f}-{100 * one['high']:.0f})" for one in found]
-        table.add_row(report["site"], str(found[1]["questions"]), *cells, found[-1]["against_base"])
+        table.add_row(report["site"], str(found[1]["questions"]), *cells)
     return table
+
+
+def used(reports: list[dict[str, Any]]) -> None:
+    """What each site uses, and what it is worth there."""
+    for report in reports:
+        verdict = f": {report['verdict']}" if report["verdict"] else ""
+        console.print(f"{report['site']} uses {report['in_use']}{verdict}", markup=False)
 
 
 def attacked(found: dict[str, Any]) -> None:
@@ -103,6 +116,7 @@ def everything(
     """The screen at the end."""
     console.print()
     console.print(quality_table(reports))
+    used(reports)
     for report in reports:
         for warning in report["warnings"]:
             console.print(f"note, {report['site']}: {warning}", markup=False)

@@ -30,6 +30,7 @@ COMMANDS = {
         "status",
         "plan",
         "evaluate",
+        "use",
         "train",
         "dry-run",
         "report",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nexus_client.agent_api import Example
-from nexus_client.judge import BASE, KEYWORD, chosen_scores, judge
+from nexus_client.judge import BASE, KEYWORD, Judged, chosen_scores, judge, row_scores
 from nexus_client.material import RankingTask, ScoredTask, Task, texts_of
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import side
@@ -99,12 +99,12 @@ def taught(workspace: Workspace) -> Vector:
 def report(workspace: Workspace) -> tuple[dict[tuple[str, str], QualityLine], list[Example]]:
     """The table by model and metric, and the examples of the last model."""
     adapters = {"blind": (PLAIN, blind()), "pooling": (POOLING, born(POOLING)), "plain": (PLAIN, born())}
-    lines, examples = judge(workspace, adapters | {"taught": (PLAIN, taught(workspace))})
-    return {(line.model, line.metric): line for line in lines}, examples
+    found = judge(workspace, adapters | {"taught": (PLAIN, taught(workspace))}, also={"in use": "blind"})
+    return {(line.model, line.metric): line for line in found.lines}, found.examples
 
 
 def test_every_model_has_a_line_for_every_metric_it_can_have(report) -> None:
-    models = {BASE, "blind", "pooling", "plain", "taught"}
+    models = {BASE, "blind", "pooling", "plain", "taught", "in use"}
     ranked = {(model, metric) for model in models | {KEYWORD} for metric in ("nDCG@10", "MRR@10")}
     assert report[0].keys() == ranked | {(model, "spearman") for model in models}
 
@@ -144,7 +144,7 @@ def test_the_example_is_the_question_whose_answer_rose(report) -> None:
 
 
 def test_without_adapters_there_are_no_examples(workspace: Workspace) -> None:
-    assert judge(workspace, {})[1] == []
+    assert judge(workspace, {}).examples == []
 
 
 def test_the_choosing_part_prefers_the_better_adapter(workspace: Workspace) -> None:
@@ -168,13 +168,27 @@ def test_a_recipe_of_another_base_is_refused(workspace: Workspace) -> None:
         workspace.check_base(Recipe(base_model="0" * 64))
 
 
+def test_a_second_name_has_the_same_figures(report) -> None:
+    for metric in ("nDCG@10", "MRR@10", "spearman"):
+        assert report[0]["in use", metric].model_copy(update={"model": "blind"}) == report[0]["blind", metric]
+
+
+def test_rows_are_those_of_questions_and_pairs_and_their_mean_is_the_score(workspace: Workspace) -> None:
+    base, blind_rows = row_scores(workspace, workspace.material.judge, [None, (PLAIN, blind())])
+    assert len(base) == len(blind_rows) == 22
+    found = judge(workspace, {"blind": (PLAIN, blind())})
+    np.testing.assert_array_equal(found.rows["blind"], blind_rows)
+    by_metric = {line.metric: line.mean for line in found.lines if line.model == "blind"}
+    assert blind_rows.mean() == pytest.approx((12 * by_metric["nDCG@10"] + 10 * by_metric["spearman"]) / 22)
+
+
 def test_nothing_to_choose_by_is_no_score(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"query": "q", "passage": "p"}\n')
     data = {"data": (workspace.settings.data[0].model_copy(update={"path": "rows.jsonl", "group": None}),)}
     settings = workspace.settings.model_copy(update={**data, "holdout_share": 0.0})
     bare = Workspace(SiteHome("a", tmp_path, tmp_path / "state"), settings)
     assert chosen_scores(bare, [(PLAIN, born())]) is None
-    assert judge(bare, {"alone": (PLAIN, born())}) == ([], [])
+    assert judge(bare, {"alone": (PLAIN, born())}) == Judged([], [], {})
 
 
 def test_the_texts_of_tasks_are_named_once() -> None:

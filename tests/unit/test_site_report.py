@@ -168,7 +168,7 @@ def test_the_last_evaluation_is_on_the_page_and_none_of_its_text(place: SiteHome
     page = Read(as_html(report_of(place)))
     assert [text for text in page.texts("td")] == ["base", "nDCG@10", "40.2", "32.1 to 48.7", "84", ""]
     said = " ".join(page.texts("p"))
-    assert "federated is version 3 of run first. few questions" in said
+    assert "federated is version 3 of run first. In use is base. few questions" in said
     assert "private" not in page.texts("main")[0]
 
 
@@ -227,4 +227,4 @@ def test_the_command_writes_the_page_here_and_with_json_prints_the_numbers(
 
 def test_a_site_outside_of_any_run_has_the_base_model_in_use(place: SiteHome) -> None:
     alone(place, BARE)
-    assert dict(report_of(place).facts)["in use"] == "the base model: no version was received yet"
+    assert dict(report_of(place).facts)["in use"] == "base, chosen: nothing else was judged here yet"

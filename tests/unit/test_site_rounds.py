@@ -16,6 +16,7 @@ from nexus_client.held_out import HeldOut
 from nexus_client.policy import change_policy, write_policy
 from nexus_client.record import ProtocolRecord
 from nexus_client.rounds import SiteRounds
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.workspace import Workspace
 from nexus_common import audit, certs, tail, wire
@@ -62,7 +63,8 @@ def consent(workspace: Workspace) -> Consent:
     place = workspace.place
     for path in (place.policy_file, place.audit_file, place.federated_file):
         path.unlink(missing_ok=True)
-    shutil.rmtree(place.state / "plans", ignore_errors=True)
+    for folder in ("plans", "models"):
+        shutil.rmtree(place.state / folder, ignore_errors=True)
     write_policy(place.policy_file, "a")
     change_policy(place.policy_file, accept_no_record_privacy=True)
     return Consent(place)
@@ -245,8 +247,8 @@ def test_the_version_to_train_on_is_kept_only_where_it_is_for_use(site: SiteRoun
     assert stored(site) is None
     site.handle(train(1, LATER))
     assert stored(site) == ("sim", 1)
-    accepted = [line for line in audit.read(site.consent.place.audit_file) if line["event"] == "version accepted"]
-    assert [(line["version"], line["sha256"]) for line in accepted] == [(1, vector_hash(LATER))]
+    received = [line for line in audit.read(site.consent.place.audit_file) if line["event"] == "version received"]
+    assert [(line["version"], line["sha256"]) for line in received] == [(1, vector_hash(LATER))]
 
 
 def test_a_version_that_cannot_be_logged_is_not_kept(site: SiteRounds) -> None:
@@ -278,11 +280,30 @@ def test_after_a_withdrawal_a_version_can_be_called_back_and_nothing_new_comes(s
     assert stored(site) == ("sim", 0), "the base model's own output is always harmless"
 
 
+def test_what_the_server_takes_back_is_out_of_use_at_once_and_what_was_made_of_it(site: SiteRounds) -> None:
+    shelf = Shelf(site.workspace.place)
+    prepared(site)
+    for number, vector in ((3, LATER), (4, OTHER)):
+        site.handle(wire.Deliver(PLAN.hash, number, 0, vector))
+        version = StoredAdapter.read(site.workspace.place.federated_file)
+        assert version is not None
+        shelf.put(version, "federated", accepted=True, reason="", chosen=True)
+    own = shelf.put(version, "personal", accepted=True, reason="", chosen=True)
+    alone = shelf.put(version, "alone", accepted=True, reason="")
+    shelf.pin(own)
+    site.handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
+    models = shelf.models
+    assert [held.name for held in models.held] == ["sim-3", alone]
+    assert (models.in_use, models.pinned, models.gone) == ("sim-3", None, (own, "sim-4"))
+    site.handle(wire.Deliver(PLAN.hash, 0, 0, FIRST))
+    assert (shelf.models.in_use, len(shelf.models.held)) == ("base", 1)
+
+
 def test_a_version_that_is_here_already_is_not_logged_again(site: SiteRounds) -> None:
     prepared(site)
     for _ in range(3):
         site.handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
-    assert [line["event"] for line in audit.read(site.consent.place.audit_file)].count("version accepted") == 1
+    assert [line["event"] for line in audit.read(site.consent.place.audit_file)].count("version received") == 1
 
 
 def test_a_version_beyond_the_plans_rounds_is_refused(site: SiteRounds) -> None:

@@ -1,0 +1,40 @@
+"""``nexus-client use``: a person says which model search and serve stay on."""
+
+from typing import Annotated
+
+import typer
+from nexus_common.cli import show
+
+from nexus_client.cli_consent import place_of
+from nexus_client.consent import Consent
+from nexus_client.shelf import Shelf
+
+AUTO = "auto"
+
+
+def add_use_command(app: typer.Typer) -> None:
+    """``use``."""
+    app.command("use")(_use)
+
+
+def _use(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="base, alone, federated, personal, a version's number, a name, or auto")],
+    by: Annotated[str, typer.Option("--by", help="who says so")] = "administrator",
+) -> None:
+    """Stay on one model, or follow the hold-out (auto).
+
+    \b
+    Example: nexus-client use personal
+    """
+    place = place_of(context)
+    shelf = Shelf(place)
+    name = None if model == AUTO else shelf.resolve(model)
+    Consent(place).audit.append("use", model=name or AUTO, by=by)
+    shelf.pin(name)
+    models = shelf.models
+    told = f"search and serve stay on {name}" if name else f"search follows the hold-out, which chooses {models.chosen}"
+    held = models.named(models.in_use)
+    judged = f"\n{held.name}: {held.reason}" if held and held.reason else ""
+    facts = {"site": place.site, "in_use": models.in_use, "pinned": name is not None, "why": models.reason}
+    show(context, facts, f"{told}{judged}")

@@ -1,0 +1,132 @@
+"""What becomes of a version at a site: judged when it came, in a thread of its own; all models compared in idle times.
+
+The version that the server sent last lies in ``federated.safetensors``.  What is there and not on the shelf waits to be
+judged, so a crash before that is made good at the next start, and of several only the newest is judged.  No round waits
+for it, and none fails of it.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from nexus_common import wire
+from nexus_common.errors import NexusError
+from nexus_common.versions import StoredAdapter, vector_hash
+
+from nexus_client.acceptance import Decision, decide
+from nexus_client.choice import NOTHING, THE_BASE, choose, made_for, newest
+from nexus_client.consent import Consent
+from nexus_client.evaluate import NotFinite
+from nexus_client.judge import row_scores
+from nexus_client.shelf import Shelf, name_of
+from nexus_client.taken import birth_hash
+from nexus_client.workspace import Workspace
+
+log = logging.getLogger(__name__)
+IDLE_SECONDS: Final = 60.0  # without a round, before a site trains for itself
+LOOK_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 600.0  # after a fault
+_ONE_AT_A_TIME: Final = threading.Lock()
+
+
+class _Busy(Exception):
+    """A round came: training for oneself is put off."""
+
+
+class Judging:
+    """``busy`` says when the site last worked on a round (Unix seconds, infinite while it does)."""
+
+    def __init__(
+        self, workspace: Workspace, consent: Consent, busy: Callable[[], float], alone: threading.Lock
+    ) -> None:
+        self.workspace, self.consent, self.shelf = workspace, consent, Shelf(workspace.place)
+        self._busy, self._alone, self._came = busy, alone, threading.Event()
+        self._came.set()  # what came before the last crash
+
+    def version_came(self) -> None:
+        """Look at the newest version soon."""
+        self._came.set()
+
+    def run(self) -> None:
+        """Work for ever."""
+        while True:
+            wait = LOOK_SECONDS
+            try:
+                if self._came.is_set():
+                    self._came.clear()
+                    judge_newest(self.workspace, self.consent)
+                elif time.time() - self._busy() > IDLE_SECONDS:
+                    self.choose()
+            except _Busy:
+                log.debug("a round came; the choice of a model waits")
+            except NexusError as problem:
+                log.warning("the models here could not be judged: %s; it is tried again", problem)
+                wait = AGAIN_SECONDS
+            except Exception:
+                log.exception("judging met a fault; it is tried again")
+                wait = AGAIN_SECONDS
+            self._came.wait(wait)
+
+    def choose(self) -> None:
+        """Compare all models, where version or rows have changed since that was done."""
+        if not self._alone.acquire(blocking=False):
+            return  # ``evaluate`` does it
+        try:
+            federated = newest(self.shelf, "federated", self.workspace.base_hash)
+            if federated is None or self.shelf.models.chosen_for == made_for(self.workspace, federated):
+                return
+            choose(self.workspace, self.consent.policy.max_loss, self._on_step)
+            models = self.shelf.models
+            log.info("chosen: %s (%s)", models.chosen, models.why)
+        finally:
+            self._alone.release()
+
+    def _on_step(self, *_: object) -> None:
+        if time.time() - self._busy() <= IDLE_SECONDS or self._came.is_set():
+            raise _Busy
+
+
+def judge_newest(workspace: Workspace, consent: Consent) -> None:
+    """Judge the version that the server sent last, unless it is on the shelf; call back what it has overtaken."""
+    with _ONE_AT_A_TIME:
+        version, shelf = StoredAdapter.read(workspace.place.federated_file), Shelf(workspace.place)
+        if version is None:
+            return
+        call_back(shelf, version)
+        digest, name = vector_hash(wire.pack(version.vector)), name_of(version, "federated")
+        held = shelf.load(name) if shelf.models.named(name) else None
+        if digest == birth_hash(version.plan) or (held and vector_hash(wire.pack(held.vector)) == digest):
+            return
+        found = _decide(workspace, shelf, version, consent.policy.max_loss)
+        event = "version accepted" if found.accepted else "version refused"
+        plan = version.plan.hash.hex()
+        consent.audit.append(event, plan=plan, version=version.number, sha256=digest, reason=found.reason)
+        shelf.put(version, "federated", accepted=found.accepted, reason=found.reason, chosen=found.accepted)
+        log.info("%s: %s: %s", event, name, found.reason)
+
+
+def _decide(workspace: Workspace, shelf: Shelf, version: StoredAdapter, max_loss: float) -> Decision:
+    """Against the base model and what is chosen now, by the small part of the hold-out that reports rest on too: its
+    states are in the cache.
+    """
+    if version.recipe.base_model != workspace.base_hash:
+        return Decision(False, "it belongs to another base model than base_model in site.toml")
+    if not (tasks := workspace.quick_part):
+        return Decision(False, NOTHING)
+    chosen = shelf.models.chosen
+    held = shelf.load(chosen)
+    now = [held] if held and held.recipe.base_model == workspace.base_hash else []
+    try:
+        adapters = [(one.layout, one.vector) for one in (version, *now)]
+        base, model, *others = row_scores(workspace, tasks, [None, *adapters])
+    except NotFinite as problem:
+        return Decision(False, str(problem))
+    return decide(model, {THE_BASE: base} | dict(zip([chosen], others, strict=False)), max_loss)
+
+
+def call_back(shelf: Shelf, version: StoredAdapter) -> None:
+    """Take out of use what the server has taken out of use by sending an earlier version of the same run."""
+    born = vector_hash(wire.pack(version.vector)) == birth_hash(version.plan)
+    shelf.call_back(version.plan.name, -1 if born and version.number == 0 else version.number)
