@@ -66,6 +66,16 @@ class AggregationSettings(Settings):
         return self
 
 
+class SafetySettings(Settings):
+    """``[safety]``: when the server takes a version back by itself.
+
+    Each site votes 1 where its hold-out shows the version to be better than the base model, -1 where worse.  It is
+    taken back where the votes of a round add up to minus ``max_rejections`` of its sites, or less.
+    """
+
+    max_rejections: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
 class PrivacySettings(Settings):
     """``[privacy]``: record-level differential privacy (specification, codec 1); absent means none."""
 
@@ -107,6 +117,7 @@ class Plan(Recipe):
     origin: Origin | None = None
     server: ServerSettings = ServerSettings()
     aggregation: AggregationSettings = AggregationSettings()
+    safety: SafetySettings = SafetySettings()
     privacy: PrivacySettings | None = None
 
     @model_validator(mode="after")

@@ -175,7 +175,7 @@ class Administration:
             return api.Status(connected=tuple(connected), **waits)
         rounds = [v for v in self.registry.versions(run.plan.name) if v.cohort]
         measured = [v.bytes_up / len(v.cohort) for v in rounds if v.bytes_up is not None]
-        phase = self.conductor.phase
+        phase, rejections = self.conductor.phase, self.registry.rejections(run.plan.name)
         return api.Status(
             run=run.plan.name,
             state=run.state,
@@ -191,6 +191,7 @@ class Administration:
             failed_rounds=self.registry.failed_rounds(run.plan.name),
             spent=self.registry.spent(run),
             failures=self.registry.last_failure(run),
+            taken_back=str(rejections[-1]) if rejections else None,
             trials=tuple(trial_lines(run.plan, line(self.registry, run, run.plan.min_cohort))),
             round_seconds=tuple(v.seconds for v in rounds if v.seconds is not None)[-1000:],
             bytes_up_per_site_round=round(sum(measured) / len(measured)) if measured else None,

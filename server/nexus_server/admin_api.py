@@ -169,6 +169,7 @@ class Status(Body):
     failures: dict[str, str] = Field(
         default_factory=dict
     )  # of the newest try of the next round, by site; "" is for the round itself
+    taken_back: str | None = None  # the last version that its cohort voted down, and what became of the run
     trials: tuple[TrialLine, ...] = ()
     round_seconds: tuple[float, ...] = ()
     bytes_up_per_site_round: int | None = None
@@ -184,9 +185,10 @@ class NumberedVersion(VersionLine):
 
 
 class VersionList(Body):
-    """All versions, oldest first."""
+    """All versions, oldest first; ``notes`` say which were voted down."""
 
     versions: list[NumberedVersion]
+    notes: tuple[str, ...] = ()
 
 
 class RunChoice(Body):

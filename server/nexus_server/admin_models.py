@@ -7,7 +7,7 @@ from nexus_common.report import Report
 from nexus_common.rpc import Method, Nothing
 
 from nexus_server import admin_api as api
-from nexus_server.lineage import beside
+from nexus_server.lineage import back_to
 from nexus_server.records import MADE, Run
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
@@ -36,7 +36,12 @@ class ModelAdministration:
             versions=[
                 api.NumberedVersion(run=v.run, hash=v.hash, **dict(of_run[v.run][v.number]))
                 for v in self.registry.versions()
-            ]
+            ],
+            notes=tuple(
+                f"run {run.plan.name}: {rejection}"
+                for run in reversed(self.registry.all_runs())
+                for rejection in self.registry.rejections(run.plan.name)
+            ),
         )
 
     def report(self, request: api.RunChoice) -> Report:
@@ -53,9 +58,7 @@ class ModelAdministration:
             raise NexusError(
                 f"version {request.version} of run {run.plan.name} cannot be gone back to; these can: {good or 'none'}"
             )
-        after = min(number for number in states if number > request.version)
-        stage, _ = self.registry.adapter(run, request.version)  # of a trial the control goes on
-        between = beside(self.registry, run, request.version, after, stage)
+        between, stage = back_to(self.registry, run, request.version)
         self.audit.append("rollback", plan=run.plan.hash.hex(), version=request.version)
         if not self.registry.roll_back(run, request.version, between, stage):
             self.audit.append("rollback void", plan=run.plan.hash.hex(), version=request.version)

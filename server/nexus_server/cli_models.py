@@ -88,4 +88,5 @@ def _print(context: typer.Context, answer: admin.VersionList) -> None:
         for v in answer.versions
     ]
     head = ["run", "version", "hash", "made", "cohort", "state", "seconds", "dendrites", "loss", "score"]
-    show(context, answer.model_dump(), table(head, rows) if rows else "no version yet: nexus-server plan new, train")
+    text = table(head, rows) if rows else "no version yet: nexus-server plan new, train"
+    show(context, answer.model_dump(), "\n".join([text, *answer.notes]))

@@ -63,6 +63,11 @@ MIGRATIONS: Final = (
     INSERT INTO figures SELECT run, number, 0, name, value, sites FROM earlier_figures;
     DROP TABLE earlier_figures;
     """,
+    # Versions that their cohort voted down.
+    """
+    CREATE TABLE rejections (run TEXT NOT NULL REFERENCES runs(name), version INTEGER NOT NULL, votes REAL NOT NULL,
+        sites INTEGER NOT NULL, back_to INTEGER, stopped INTEGER NOT NULL, at REAL NOT NULL) STRICT;
+    """,
 )
 
 

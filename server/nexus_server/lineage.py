@@ -50,6 +50,13 @@ def beside(registry: Registry, run: Run, number: int, other: int, stage: int) ->
     return next(vector for vector in attempts if VectorFiles.name({"vector": vector}) not in known)
 
 
+def back_to(registry: Registry, run: Run, number: int) -> tuple[Vector, int]:
+    """Where training goes on after a rollback to version ``number``, and its stage: between that and its successor."""
+    after = min(version.number for version in registry.versions(run.plan.name) if version.number > number)
+    stage, _ = registry.adapter(run, number)  # of a trial the control goes on
+    return beside(registry, run, number, after, stage), stage
+
+
 def _has(run: Run, version: Version, stage: int) -> bool:
     """Whether a version has the form ``stage``, or its control has."""
     held = run.plan.stages[version.stage]

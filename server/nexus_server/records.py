@@ -111,3 +111,34 @@ class Version:
     created: float
     state: str
     stage: int
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A version that its cohort voted down: ``votes`` is the sum over ``sites`` sites.
+
+    ``back_to`` is in use again, where there is one.  ``stopped``: the run went back to that one before, so it has ended
+    until a person says otherwise.
+    """
+
+    run: str
+    version: int
+    votes: float
+    sites: int
+    back_to: int | None
+    stopped: bool
+    at: float
+
+    def __str__(self) -> str:
+        told = (
+            f"version {self.version} was taken back: the votes of {self.sites} sites on it add up to {self.votes:+.0f}"
+        )
+        if self.back_to is None:
+            return f"{told}; there is no version before it, so the run has stopped"
+        told += f"; version {self.back_to} is in use"
+        if not self.stopped:
+            return told
+        return (
+            f"{told}, for the second time, so the run has stopped: find out what spoils it (`nexus-server report "
+            f"{self.run}`; perhaps a plan without a site), or let it go on with `nexus-server train {self.run}`"
+        )

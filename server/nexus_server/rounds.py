@@ -29,6 +29,7 @@ from nexus_server.masked import Aggregation, ModelSpent, Sum
 from nexus_server.next_version import next_version
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
+from nexus_server.safety import take_back
 
 log = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS: Final = 0.5
@@ -205,10 +206,21 @@ class Conductor:
         if seconds is not None and received is not None:
             seconds += time.monotonic() - started
             received += self.exchange.bytes_up() - before
+        if self._taken_back(run, found):
+            return
         if run.done >= run.plan.rounds:
             self.registry.note_figures(run.plan.name, run.round, found.reported)
             return
         self._commit(run, found, seconds, received)
+
+    def _taken_back(self, run: Run, found: Sum) -> bool:
+        """Whether the cohort votes the version down that it received: then nothing is made of the sum."""
+        rejection = take_back(self.registry, self.audit, run, found.reported)
+        if rejection is None:
+            return False
+        if rejection.stopped or run.done >= run.plan.rounds:
+            self._end(run, STOPPED if rejection.stopped else FINISHED)
+        return True
 
     def _commit(self, run: Run, found: Sum, seconds: float | None, received: int | None) -> None:
         plan, number = run.plan, run.round + 1

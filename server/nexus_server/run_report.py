@@ -69,7 +69,7 @@ def report_of(registry: Registry, run: Run) -> Report:
         facts=tuple(_facts(registry, run, found)),
         courses=(course,),
         refusals=_refusals(registry, run),
-        notes=(*NOTES, *([left_out] if left_out else [])),
+        notes=(*NOTES, *([left_out] if left_out else []), *map(str, registry.rejections(plan.name))),
     )
 
 

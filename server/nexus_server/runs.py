@@ -19,8 +19,8 @@ from nexus_common.tail import Reported
 from numpy.typing import NDArray
 
 from nexus_server.database import insert
-from nexus_server.records import MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPING, WITHDRAWN, Run, Version
-from nexus_server.sums import Sums, write_figures
+from nexus_server.records import MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPING, WITHDRAWN, Rejection, Run, Version
+from nexus_server.sums import Sums, write_figures, write_rejection
 from nexus_server.vectors import VectorFiles
 
 _DESCENDANT: Final = """
@@ -106,8 +106,17 @@ class Runs(Sums):
             self._optimisers.delete(run.optimiser)
         return True
 
-    def roll_back(self, run: Run, to: int, midpoint: Vector, stage: int) -> bool:
+    def roll_back(
+        self,
+        run: Run,
+        to: int,
+        midpoint: Vector,
+        stage: int,
+        because: tuple[Rejection, Sequence[Mapping[str, Reported]]] | None = None,
+    ) -> bool:
         """Take the versions after ``to`` out of use; training goes on from ``midpoint``, with a fresh optimiser.
+
+        ``because`` of votes: they are kept with all that was reported, and the sum that they came in is done with.
 
         False, and nothing is changed, where a round was committed meanwhile.
         """
@@ -121,6 +130,8 @@ class Runs(Sums):
             )
             insert(db, "versions", _version(run.plan.name, run.round + 1, vector, stage) | {"state": MIDPOINT})
             db.execute("UPDATE runs SET optimiser = NULL WHERE name = ?", (run.plan.name,))
+            if because:
+                write_rejection(db, *because)
         return True
 
     def go_around(self, run: Run, vector: Vector) -> bool:

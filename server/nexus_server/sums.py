@@ -10,6 +10,7 @@ from nexus_common.secagg.server import Opening
 from nexus_common.tail import Reported
 
 from nexus_server.database import Database, insert
+from nexus_server.records import Rejection
 
 _FIELDS: Final = ("adverts", "slot", "model_hash", "message", "masked")
 
@@ -77,6 +78,22 @@ class Sums(Database):
         """What a cohort reports of the version it received; the sum behind it is done with."""
         with self.transaction() as db:
             write_figures(db, run, number, reported)
+
+    def rejections(self, run: str) -> list[Rejection]:
+        """The versions of a run that were voted down, oldest first."""
+        rows = self.rows("SELECT * FROM rejections WHERE run = ? ORDER BY rowid", run)
+        return [Rejection(**row | {"stopped": bool(row["stopped"])}) for row in rows]
+
+    def note_rejection(self, rejection: Rejection, reported: Sequence[Mapping[str, Reported]]) -> None:
+        """A version was voted down that no other goes before."""
+        with self.transaction() as db:
+            write_rejection(db, rejection, reported)
+
+
+def write_rejection(db: sqlite3.Connection, rejection: Rejection, reported: Sequence[Mapping[str, Reported]]) -> None:
+    """Within a transaction: that a version was voted down, with all that was reported of it."""
+    insert(db, "rejections", asdict(rejection) | {"stopped": int(rejection.stopped)})
+    write_figures(db, rejection.run, rejection.version, reported)
 
 
 def write_figures(db: sqlite3.Connection, run: str, number: int, reported: Sequence[Mapping[str, Reported]]) -> None:

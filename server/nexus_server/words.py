@@ -24,6 +24,8 @@ def sentence(status: admin.Status) -> str:
         )
     elif status.wanted:
         lines.append(f"plan {status.wanted} is approved and waits for run {status.run} to end")
+    if status.taken_back:
+        lines.append(status.taken_back)
     if status.problem:
         lines.append(f"problem: {status.problem}")
     return "\n".join(lines) or "no run yet: nexus-server plan new, plan propose, train"

@@ -1,0 +1,173 @@
+"""A version that its cohort votes down is taken back by the server; a run that is spoilt twice stops and says why."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nexus_common import audit, wire
+from nexus_common.layout import Layout
+from nexus_common.plan import Plan
+from nexus_common.tail import Reported
+from nexus_common.versions import trained_from
+from nexus_server.admin_models import ModelAdministration
+from nexus_server.records import FINISHED, MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPED
+from nexus_server.registry import Registry
+from nexus_server.run_report import report_of
+from nexus_server.safety import voted_down
+
+from tests.federation.sim import SimSite
+from tests.federation.test_rounds import NAMES, Federation, plan_of
+
+SPOILT = 0.3  # of the largest value: an honest round moves none so far
+
+
+class Voter(SimSite):
+    """A site that votes by what it received, with a hold-out or without; ``spoils`` names rounds that it breaks."""
+
+    def __init__(self, name: str, plan: Plan) -> None:
+        super().__init__(name, plan)
+        self.spoils: set[int] = set()
+        self.votes = True
+        self.opened: list[bytes] = []
+        self._round = 0
+
+    def __call__(self, message: wire.Message) -> wire.Message:
+        if isinstance(message, wire.TrainRound):
+            self._round = message.round
+            begins = trained_from(self.plan, message.round, wire.unpack(message.vector, self.plan.stages[0]))
+            self.opened.append(wire.pack(begins))
+        return super().__call__(message)
+
+    def update(self, vector: np.ndarray) -> np.ndarray:
+        return np.full(len(vector), 0.9, np.float32) if self._round in self.spoils else super().update(vector)
+
+    def report(self, layout: Layout, weights: np.ndarray) -> dict[str, float]:
+        first = layout.first_vector(self.plan.adapter.seed_bytes)
+        good = float(np.median(np.abs(weights - first))) < SPOILT / 2
+        return {"score": 0.5} | ({"vote": 1.0 if good else -1.0} if self.votes else {})
+
+
+def federation_of(folder: Path, spoils: set[int], names: tuple[str, ...] = NAMES, **settings: object) -> Federation:
+    """Sites of which bank-a is broken or hostile in these rounds."""
+    plan = plan_of(names, adapter={"salience": False}, **settings)
+    made = Federation(folder, plan)
+    for name in names:
+        site = made.sites[name] = Voter(name, plan)
+        made.grid.handle[made.grid.nodes[name]] = site
+    voter(made, "bank-a").spoils = spoils
+    return made
+
+
+def voter(federation: Federation, name: str) -> Voter:
+    site = federation.sites[name]
+    assert isinstance(site, Voter)
+    return site
+
+
+def states(federation: Federation) -> list[str]:
+    return [version.state for version in federation.registry.versions("sim")]
+
+
+def test_a_spoilt_version_is_taken_back_and_training_goes_on_between(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, {1})
+    federation.turns(2)
+    assert states(federation) == [MADE, MADE, MADE], "nobody knows yet what version 2 is worth"
+    federation.turns(1)
+    assert states(federation) == [MADE, MADE, ROLLED_BACK, MIDPOINT]
+    assert federation.registry.in_use("sim") == 1
+    (rejection,) = federation.registry.rejections("sim")
+    assert (rejection.version, rejection.votes, rejection.sites, rejection.back_to) == (2, -4, 4, 1)
+    between = (federation.registry.vector("sim", 1) + federation.registry.vector("sim", 2)) / 2
+    np.testing.assert_allclose(federation.registry.vector("sim", 3), between, atol=1e-6)
+    logged = [line for line in audit.read(federation.audit.path) if line["event"] == "version voted down"]
+    assert [(line["version"], line["votes"], line["sites"], line["back_to"]) for line in logged] == [(2, -4, 4, 1)]
+
+
+def test_sites_get_the_last_good_version_back_at_once(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, {1})
+    federation.turns(4)
+    assert all(site.received[0] == 1 for site in federation.sites.values())
+
+
+def test_no_weights_are_opened_twice_whatever_is_taken_back(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, {1, 4}, rounds=6)
+    federation.turns(12)
+    for site in federation.sites.values():
+        assert isinstance(site, Voter)
+        assert len(set(site.opened)) == len(site.opened)
+
+
+def test_a_run_that_goes_back_to_the_same_version_again_stops_and_a_person_lets_it_go_on(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, {1, 3}, rounds=6)
+    federation.turns(8)
+    first, second = federation.registry.rejections("sim")
+    assert (first.back_to, first.stopped) == (1, False)
+    assert (second.back_to, second.stopped) == (1, True)
+    assert federation.state == STOPPED
+    assert "for the second time, so the run has stopped" in str(second)
+    voter(federation, "bank-a").spoils = set()
+    federation.registry.set_state("sim", RUNNING, expected=STOPPED)
+    federation.turns(12)
+    assert federation.state == FINISHED
+    assert federation.registry.in_use("sim") == federation.registry.versions("sim")[-1].number
+
+
+def test_the_last_version_of_a_run_is_taken_back_too(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, {1}, rounds=2)
+    federation.turns(4)
+    assert (federation.state, federation.registry.in_use("sim")) == (FINISHED, 1)
+    assert [site.received[-1] for site in federation.sites.values()] == [1] * 4
+
+
+def test_what_is_said_of_it_stands_in_models_report_and_status(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, {1})
+    federation.turns(3)
+    told = "version 2 was taken back: the votes of 4 sites on it add up to -4; version 1 is in use"
+    run = federation.registry.run("sim")
+    assert run is not None
+    assert told in report_of(federation.registry, run).notes
+    models = ModelAdministration(federation.registry, federation.conductor, federation.audit)
+    assert models.models(None).notes == (f"run sim: {told}",)  # type: ignore[arg-type]
+
+
+def test_after_a_crash_in_the_instant_before_the_same_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = federation_of(tmp_path, {1})
+    federation.turns(2)
+
+    def dies(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Registry, "roll_back", dies)
+    with pytest.raises(KeyboardInterrupt):
+        federation.turns(1)
+    monkeypatch.undo()
+    assert states(federation) == [MADE, MADE, MADE]
+    federation.registry.close()
+    federation.registry = Registry(tmp_path)
+    federation.conductor = federation.new_conductor()
+    federation.turns(1)
+    assert states(federation) == [MADE, MADE, ROLLED_BACK, MIDPOINT]
+    assert len(federation.registry.rejections("sim")) == 1
+
+
+def test_few_rejections_or_sites_without_a_hold_out_take_nothing_back(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, {1})
+    for name in NAMES[:3]:
+        voter(federation, name).votes = False
+    federation.turns(3)
+    assert states(federation) == [MADE] * 4
+    assert federation.registry.rejections("sim") == []
+
+
+@pytest.mark.parametrize(
+    ("votes", "sites", "bound", "down"),
+    [(-2, 4, 0.5, True), (-1, 4, 0.5, False), (-2, 3, 0.5, True), (-1, 3, 0.5, False), (-4, 4, 1.0, True),
+     (-3, 4, 1.0, False), (-1, 64, 0.01, True), (0, 4, 0.01, False), (4, 4, 0.5, False), (-5, 4, 0.5, False)],
+)  # fmt: skip
+def test_the_bound(tmp_path: Path, votes: float, sites: int, bound: float, down: bool) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES, safety={"max_rejections": bound}))
+    run = federation.registry.run("sim")
+    assert run is not None
+    assert (voted_down(run, [{"vote": Reported(votes, sites)}]) is not None) == down
+    assert voted_down(run, []) is None
+    assert voted_down(run, [{}]) is None
