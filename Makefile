@@ -19,7 +19,7 @@ torch = $(1) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torc
 PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
-.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites chaos fuzz lock licences check-aarch64 audit clean
+.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice chaos fuzz lock licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -59,6 +59,9 @@ bench-sim: $(VENV)/.dev
 
 bench-dendrites: $(VENV)/.dev
 	nice $(RUN) -m tests.bench.dendrites
+
+bench-choice: $(VENV)/.dev
+	nice $(RUN) -m tests.bench.choice
 
 bench-scale: $(VENV)/.dev
 	$(RUN) -m tests.bench.scale

@@ -67,7 +67,8 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
             if known and known.trained_on == made_of:
                 rivals = [(known.layout, known.vector)]
             else:
-                rivals = list(candidates(workspace, federated, alone, on_step))
+                readied, site = workspace.ready(federated.recipe), workspace.place.site
+                rivals = list(candidates(site, readied, federated, alone, on_step, workspace.layer))
     tasks = workspace.material.choose
     adapters = [(one.layout, one.vector) for one in models.values()]
     base, *found = row_scores(workspace, tasks, [None, *adapters, *rivals])

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
+from nexus_common.adapter import DendriticLayer, LayerMaker
 from nexus_common.layout import Layout, Vector
 from nexus_common.stages import grown
 from nexus_common.versions import StoredAdapter
 
 from nexus_client.train import local_update
-from nexus_client.workspace import Workspace
+from nexus_client.workspace import Readied
 
 PULLS: Final = (0.5, 0.2)  # of the way back to the version, after each round
 ROUNDS: Final = 5
@@ -23,17 +24,21 @@ OnStep = Callable[[int, float], None]
 
 
 def candidates(
-    workspace: Workspace, version: StoredAdapter, alone: StoredAdapter, on_step: OnStep = lambda *_: None
+    site: str,
+    readied: Readied,
+    version: StoredAdapter,
+    alone: StoredAdapter,
+    on_step: OnStep = lambda *_: None,
+    layer: LayerMaker = DendriticLayer,
 ) -> Iterator[tuple[Layout, Vector]]:
     """Every personal adapter to choose from; ``on_step`` hears each step, and may raise to end it."""
-    readied = workspace.ready(version.recipe)
     local, seed = version.recipe.local, version.recipe.adapter.seed
     for at, pull in enumerate(PULLS):
-        rng = np.random.default_rng([seed, at, version.number, *workspace.place.site.encode()])
+        rng = np.random.default_rng([seed, at, version.number, *site.encode()])
         vector = version.vector
         for _ in range(ROUNDS):
             data = readied.tasks, readied.states, local
-            trained = vector + local_update(version.layout, vector, *data, rng, on_step, workspace.layer)
+            trained = vector + local_update(version.layout, vector, *data, rng, on_step, layer)
             vector = (version.vector + np.float32(1 - pull) * (trained - version.vector)).astype(np.float32)
         yield version.layout, vector
     yield from mixtures(version, alone)

@@ -212,7 +212,7 @@ def test_the_same_version_and_rows_make_the_same_candidates(workspace: Workspace
     version = StoredAdapter.read(workspace.place.federated_file)
     alone = StoredAdapter(PLAN, 3, blind(), LAYOUT)
     assert version is not None
-    made, again = ([*candidates(workspace, version, alone)] for _ in range(2))
+    made, again = ([*candidates("a", workspace.ready(PLAN), version, alone)] for _ in range(2))
     assert len(made) == 2 + len(MIXTURES)
     for (layout, one), (same, other) in zip(made, again, strict=True):
         assert layout == same
