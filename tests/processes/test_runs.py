@@ -67,7 +67,8 @@ def test_a_run_gives_every_site_its_last_version_and_figures_for_it(federation: 
         )
     report = federation.ask("nexus-client", "evaluate", "--site", "bank-a")
     shown = {(line["model"], line["metric"]) for line in report["lines"]}
-    assert shown == {(m, k) for m in ("keyword", "base", "alone", "federated") for k in ("nDCG@10", "MRR@10")}
+    models = ("keyword", "base", "alone", "federated", "personal", "in use")
+    assert shown == {(m, k) for m in models for k in ("nDCG@10", "MRR@10")}
     assert (report["run"], report["version"], report["rows"]) == ("first", 3, 60)
     sites = federation.ask("nexus-server", "sites")
     told = [(line["standing"], line["readiness"]) for line in sites["sites"]]
