@@ -1,8 +1,13 @@
+import fcntl
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from nexus_client.encoder_file import encoder_file
+from nexus_client.site import default_base
 from nexus_common import layout
+from nexus_common.base_model import base_hash
 from nexus_common.stages import stages_of
 
 
@@ -19,3 +24,16 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stages_of.cache_clear()  # it holds layouts of the usual width
     yield
     stages_of.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The encoder's graphs, made once (20 s) for all test processes; a site's ``state/onnx`` can be a link to the
+    parent."""
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+    folder = root / "onnx" / base_hash(default_base())[:16]
+    with (root / "onnx.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        encoder_file(default_base(), folder, "int8")
+    return folder

