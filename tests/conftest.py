@@ -1,6 +1,8 @@
 import fcntl
 import os
 from collections.abc import Iterator
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -27,13 +29,14 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def graphs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The encoder's graphs, made once (20 s) for all test processes; a site's ``state/onnx`` can be a link to the
+def graphs(pytestconfig: pytest.Config) -> Path:
+    """The encoder's graphs, made once (20 s) for all tests to come; a site's ``state/onnx`` can be a link to the
     parent."""
-    root = tmp_path_factory.getbasetemp()
-    root = root if worker_id == "master" else root.parent
-    folder = root / "onnx" / base_hash(default_base())[:16]
-    with (root / "onnx.lock").open("w") as lock:
+    assert pytestconfig.cache is not None
+    root = pytestconfig.cache.mkdir("onnx")
+    made_by = [Path(encoder_file.__code__.co_filename).read_text(), *map(version, ("torch", "transformers", "onnx"))]
+    folder = root / sha256("\n".join(made_by).encode()).hexdigest()[:8] / base_hash(default_base())[:16]
+    with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         encoder_file(default_base(), folder, "int8")
     return folder

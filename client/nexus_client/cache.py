@@ -33,16 +33,7 @@ class Cache:
     """Frozen-encoder outputs by text."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            _allocate(folder / "lock.mdb", LOCK_BYTES)
-            self._env = lmdb.open(str(folder), map_size=MAP_BYTES, metasync=True, mode=0o600, max_spare_txns=2)
-        except (lmdb.Error, OSError) as problem:
-            raise NexusError(
-                f"the embedding cache {folder} cannot be opened ({problem}); "
-                f"{room(folder)}; it can be deleted at any "
-                "time and is then made again"
-            ) from None
+        self._env = open_environment(folder)
 
     def missing(self, kind: Kind, texts: Iterable[str]) -> list[str]:
         """Those texts that have no entry of this kind yet."""
@@ -57,9 +48,7 @@ class Cache:
                 for text, array in entries:
                     change.put(_key(kind, text), np.ascontiguousarray(array, dtype).tobytes())
         except lmdb.Error as problem:
-            path = self._env.path()
-            told = f"the embedding cache {path} cannot be written ({problem}); {room(Path(path))}"
-            raise Refusal("no-space", told) from None
+            raise unwritable(self._env, problem) from None
 
     def pooled(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[n, 384]; every text must be there."""
@@ -91,6 +80,25 @@ class Cache:
     def close(self) -> None:
         """Release the file."""
         self._env.close()
+
+
+def open_environment(folder: Path) -> lmdb.Environment:
+    """A folder of LMDB that can be deleted at any time; NexusError where it cannot be opened."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        _allocate(folder / "lock.mdb", LOCK_BYTES)
+        return lmdb.open(str(folder), map_size=MAP_BYTES, metasync=True, mode=0o600, max_spare_txns=2)
+    except (lmdb.Error, OSError) as problem:
+        raise NexusError(
+            f"the embedding cache {folder} cannot be opened ({problem}); {room(folder)}; it can be deleted at any "
+            "time and is then made again"
+        ) from None
+
+
+def unwritable(environment: lmdb.Environment, problem: Exception) -> Refusal:
+    """That a write has failed, mostly for want of room."""
+    path = environment.path()
+    return Refusal("no-space", f"the embedding cache {path} cannot be written ({problem}); {room(Path(path))}")
 
 
 def _allocate(path: Path, size: int) -> None:

@@ -56,7 +56,7 @@ def read_documents(path: Path, name: str, encoding: str, tokenizer: Path) -> Doc
     Hidden files and folders are left out.  Raises NexusError where there is no document, and OSError.
     """
     files = (
-        {f"{name}/{file.relative_to(path).as_posix()}": file for file in _documents(path)}
+        {f"{name}/{file.relative_to(path).as_posix()}": file for file in documents_in(path)}
         if path.is_dir()
         else {name: path}
     )
@@ -84,7 +84,8 @@ def read_documents(path: Path, name: str, encoding: str, tokenizer: Path) -> Doc
     return Documents(rows, problems, len(files), split)
 
 
-def _documents(folder: Path) -> list[Path]:
+def documents_in(folder: Path) -> list[Path]:
+    """All of a folder's documents, hidden ones left out; OSError where a folder cannot be read."""
     found = list[Path]()
     for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = sorted(one for one in folders if not one.startswith("."))

@@ -11,12 +11,11 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
-from nexus_common.errors import NexusError
 from nexus_common.layout import Activation, Layout, Vector
 from nexus_common.versions import StoredAdapter
 from numpy.typing import NDArray
 
-from nexus_client.light import Batch, Floats
+from nexus_client.light import Encoded, Floats
 
 PLAIN: Final = "plain"
 """The head of models without salience: the base model's own mean over a text's tokens."""
@@ -59,14 +58,20 @@ class LightAdapter:
         """Whether the projection has no dendrites, so that a query can be turned instead of all documents."""
         return self.layout.projection == 0
 
-    def pool(self, batch: Batch) -> Floats:
-        """x [b, 384] of length 1: the vectors before the projection."""
+    @property
+    def reads_states(self) -> bool:
+        """Whether it pools token states."""
+        return self.layout.salience is not None
+
+    def pool(self, text: Encoded) -> Floats:
+        """x [384] of length 1: a text's vector before the projection."""
         if self.layout.salience is None:
-            return batch.base
-        if batch.states is None:
-            raise NexusError("this model pools token states, and the encoder was not asked for them")
-        gate = _sigmoid(self._layer("salience", self.layout.salience, batch.states)[..., 0]) * batch.mask
-        return unit(np.einsum("bt,btw->bw", gate, batch.states))
+            return text.base
+        if text.states is None:
+            raise ValueError("this model pools token states, and the encoder was not asked for them")
+        gate = _sigmoid(self._layer("salience", self.layout.salience, text.states)[:, 0])
+        x: Floats = unit((gate @ text.states)[None])[0]
+        return x
 
     def project(self, x: Floats) -> Floats:
         """[n, 384] -> [n, 384] of length 1."""
@@ -100,6 +105,11 @@ class LightAdapter:
 def head_of(adapter: LightAdapter | None) -> str:
     """The head of a model, the base model's too."""
     return PLAIN if adapter is None else adapter.head
+
+
+def pooled(adapter: LightAdapter | None, text: Encoded) -> Floats:
+    """A text's vector [384] before the projection, the base model's too."""
+    return text.base if adapter is None else adapter.pool(text)
 
 
 def lengths(x: Floats) -> Floats:

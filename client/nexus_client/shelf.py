@@ -73,6 +73,34 @@ class Models(Settings):
         """A held model by its full name."""
         return next((one for one in self.held if one.name == name), None)
 
+    def require(self, name: str) -> str:
+        """The name, where it is held; else Gone or NexusError."""
+        if name == BASE or self.named(name):
+            return name
+        if name in self.gone:
+            raise Gone(f"model {name!r} is no longer held here{self.known}")
+        raise NexusError(f"there is no model {name!r} here{self.known}")
+
+    def resolve(self, asked: str) -> str:
+        """The full name of what a person or client asks for: a name, a kind (its newest), or a version's number."""
+        if asked in KINDS:
+            of_kind = [one for one in self.held if one.kind == asked]
+            if not of_kind:
+                raise NexusError(f"there is no {asked} model here yet{self.known}")
+            return of_kind[-1].name
+        if re.fullmatch(r"\d{1,6}", asked):
+            found = [one.name for one in self.held if one.kind == "federated" and one.number == int(asked)]
+            gone = [name for name in self.gone if name.endswith(f"-{int(asked)}")]
+            if len(found) + len(gone) > 1:
+                raise NexusError(f"{asked} could be {', '.join([*found, *gone])}: give the whole name")
+            return self.require(next(iter([*found, *gone]), asked))
+        return self.require(asked)
+
+    @property
+    def known(self) -> str:
+        """What is here, for the end of an error."""
+        return "; here are: " + ", ".join([BASE, *(one.name for one in self.held)])
+
 
 class Gone(NexusError):
     """A model that was held here and is not any more."""
@@ -104,7 +132,7 @@ class Shelf:
             return None
         found = StoredAdapter.read(self._file(name)) if self.models.named(name) else None
         if found is None:
-            raise NexusError(f"there is no model {name!r} here{self._known()}")
+            raise NexusError(f"there is no model {name!r} here{self.models.known}")
         return found
 
     def put(self, adapter: StoredAdapter, kind: Kind, *, accepted: bool, reason: str, chosen: bool = False) -> str:
@@ -154,31 +182,11 @@ class Shelf:
 
     def require(self, name: str) -> str:
         """The name, where it is held; else Gone or NexusError."""
-        models = self.models
-        if name == BASE or models.named(name):
-            return name
-        if name in models.gone:
-            raise Gone(f"model {name!r} is no longer held here{self._known()}")
-        raise NexusError(f"there is no model {name!r} here{self._known()}")
+        return self.models.require(name)
 
     def resolve(self, asked: str) -> str:
         """The full name of what a person or client asks for: a name, a kind (its newest), or a version's number."""
-        models = self.models
-        if asked in KINDS:
-            of_kind = [one for one in models.held if one.kind == asked]
-            if not of_kind:
-                raise NexusError(f"there is no {asked} model here yet{self._known()}")
-            return of_kind[-1].name
-        if re.fullmatch(r"\d{1,6}", asked):
-            found = [one.name for one in models.held if one.kind == "federated" and one.number == int(asked)]
-            gone = [name for name in models.gone if name.endswith(f"-{int(asked)}")]
-            if len(found) + len(gone) > 1:
-                raise NexusError(f"{asked} could be {', '.join([*found, *gone])}: give the whole name")
-            return self.require(next(iter([*found, *gone]), asked))
-        return self.require(asked)
-
-    def _known(self) -> str:
-        return "; here are: " + ", ".join([BASE, *(one.name for one in self.models.held)])
+        return self.models.resolve(asked)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

@@ -31,6 +31,8 @@ COMMANDS = {
         "plan",
         "evaluate",
         "use",
+        "index",
+        "search",
         "train",
         "dry-run",
         "report",

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from nexus_client.embed import default_base
 from nexus_client.encoder_file import encoder_file
-from nexus_client.light import BATCH_PIECES, BATCH_TEXTS, Batch, LightEncoder, plan_batches
-from nexus_client.light_adapter import PLAIN, LightAdapter
+from nexus_client.light import Encoded, LightEncoder
+from nexus_client.light_adapter import PLAIN, LightAdapter, unit
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.errors import NexusError
 from nexus_common.layout import WIDTH, Layout
@@ -39,12 +37,10 @@ def test_base_embeddings_and_token_states_are_those_of_sentence_transformers(enc
     assert pieces.cut == [False, False, False, True]
     assert len(pieces.ids[3]) == encoder.most_pieces == model.max_seq_length == 256
     np.testing.assert_allclose(encoder.base_embeddings(TEXTS), model.encode(TEXTS), atol=2e-6)
-    for batch in encoder.batches(pieces, states=True):
-        theirs = model.encode([TEXTS[row] for row in batch.rows], output_value="token_embeddings")
-        for i, states in enumerate(theirs):
-            assert batch.states is not None
-            assert batch.mask[i].sum() == len(states)
-            np.testing.assert_allclose(batch.states[i, : len(states)], states.numpy(), atol=2e-5)
+    for ids, theirs in zip(pieces.ids, model.encode(TEXTS, output_value="token_embeddings"), strict=True):
+        states = encoder.encode(ids, states=True).states
+        assert states is not None
+        np.testing.assert_allclose(states, theirs[: len(ids)].numpy(), atol=2e-5)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
@@ -54,15 +50,13 @@ def test_an_adapter_gives_what_torch_gives(projection: int, salience: int | None
     layout = Layout(projection, salience, activation)  # type: ignore[arg-type]
     vector, rng = some_vector(layout), np.random.default_rng(1)
     states, mask = rng.normal(size=(3, 5, WIDTH)).astype(np.float32), np.ones((3, 5), np.float32)
-    mask[1, 3:] = 0
-    base = rng.normal(size=(3, WIDTH)).astype(np.float32)
-    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    base = unit(rng.normal(size=(3, WIDTH)).astype(np.float32))
     theirs = DendriticAdapter(layout).load_vector(vector)
     given = (torch.from_numpy(base),) if salience is None else (torch.from_numpy(states), torch.from_numpy(mask))
     with torch.inference_mode():
         right = theirs(*given).numpy()
     ours = LightAdapter(layout, vector)
-    x = ours.pool(Batch([0, 1, 2], base, states, mask))
+    x = np.stack([ours.pool(Encoded(*text)) for text in zip(base, states, strict=True)])
     np.testing.assert_allclose(ours.project(x), right, atol=1e-5)
     if ours.linear:
         turned, offset = ours.turned(right[0])
@@ -79,20 +73,13 @@ def test_models_with_the_same_salience_share_a_head() -> None:
     assert LightAdapter(with_head, first).head != LightAdapter(with_head, other).head
 
 
-def test_token_states_that_were_not_asked_for_are_missed(encoder: LightEncoder) -> None:
-    layout = Layout(0, 0)
-    (batch,) = encoder.batches(encoder.pieces(["one"]), states=False)
-    with pytest.raises(NexusError, match="was not asked"):
-        LightAdapter(layout, some_vector(layout)).pool(batch)
-
-
-@given(st.lists(st.integers(0, 9000), max_size=200))
-def test_batches_hold_every_text_once_and_are_bounded(lengths: list[int]) -> None:
-    batches = list(plan_batches(lengths))
-    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
-    for rows in batches:
-        assert len(rows) <= BATCH_TEXTS
-        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= BATCH_PIECES
+def test_a_text_has_the_same_vector_in_whatever_company(graphs: Path) -> None:
+    light = LightEncoder(encoder_file(default_base(), graphs, "int8"), default_base(), 2)
+    together = light.base_embeddings(TEXTS)
+    for text, vector in zip(TEXTS, together, strict=True):
+        np.testing.assert_array_equal(light.base_embeddings([text])[0], vector)
+    exact = LightEncoder(encoder_file(default_base(), graphs, "fp32"), default_base(), 2).base_embeddings(TEXTS)
+    assert ((together * exact).sum(axis=1) > 0.97).all()
 
 
 def test_a_damaged_graph_is_named(tmp_path: Path) -> None:

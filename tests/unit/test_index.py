@@ -1,0 +1,203 @@
+"""A site's index: what it finds is what each model would find, and an update does no more than is due."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nexus_client import index_build, scan
+from nexus_client.index import Generation, open_current
+from nexus_client.index_build import Built, building, graph_of
+from nexus_client.light import LightEncoder
+from nexus_client.light_adapter import PLAIN, pooled
+from nexus_client.light_models import light_model
+from nexus_client.search import answering, hits, search_site
+from nexus_client.shelf import Shelf
+from nexus_client.site import SiteHome
+from nexus_common.errors import NexusError
+from nexus_common.layout import Layout
+
+from tests.sites import TOPICS, make_site, put_model, write_text
+
+
+@pytest.fixture
+def place(tmp_path: Path, graphs: Path) -> SiteHome:
+    return make_site(tmp_path, graphs)
+
+
+def build(place: SiteHome, asked: Iterable[str] = ()) -> Built:
+    with building(place, asked) as one:
+        return one.run()
+
+
+def generation(place: SiteHome) -> Generation:
+    found = open_current(place.index_folder)
+    assert found is not None
+    return found
+
+
+def encoder(place: SiteHome) -> LightEncoder:
+    with building(place) as one:
+        return LightEncoder(graph_of(place, one.settings, one.base), one.settings.base_folder, 1)
+
+
+LAYOUTS = {
+    "linear": Layout(),
+    "dendrites": Layout(2),
+    "salience": Layout(0, 0),
+    "all": Layout(1, 1, "sigmoid"),
+}
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["few rows", "many rows"])
+def test_each_model_finds_in_the_index_what_it_finds_without(
+    place: SiteHome, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if many:  # a sketch, as of more than 20,000 rows
+        monkeypatch.setattr(index_build, "SCANNED_ROWS", 3)
+        monkeypatch.setattr(scan, "RESCORED", 5)
+    names = {what: put_model(place, layout) for what, layout in list(LAYOUTS.items())[:3]}
+    names["all"] = put_model(place, LAYOUTS["all"], kind="federated")
+    build(place, names.values())
+    index, light = generation(place), encoder(place)
+    assert set(index.manifest.models) == {"base", *names.values()}
+    texts = [f"advice on {topic}" for topic in TOPICS]
+    for name in ("base", *names.values()):
+        adapter = light_model(Shelf(place), name, index.manifest.base)
+        ids = light.pieces(["pain in my chest", *texts]).ids
+        vectors = np.stack([pooled(adapter, light.encode(one, states=True)) for one in ids])
+        vectors = vectors if adapter is None else adapter.project(vectors)
+        scores = vectors[1:] @ vectors[0]
+        found = hits(index, light, name, adapter, "pain in my chest", 5)
+        assert found[0].text == texts[int(scores.argmax())]
+        np.testing.assert_allclose([hit.score for hit in found], np.sort(scores)[::-1][:5], atol=1e-3)
+
+
+def test_an_update_encodes_only_new_texts_and_forgets_the_old(place: SiteHome) -> None:
+    first = build(place)
+    assert (first.rows, first.added, first.encoded) == (6, 6, 6)
+    assert not build(place).changed
+    write_text(place, [{"text": "advice on chest pain", "label": "x"}, {"text": "new", "label": "y"}])
+    second = build(place)
+    assert (second.rows, second.added, second.removed, second.encoded) == (2, 1, 5, 1)
+    folders = [one.name for one in place.index_folder.iterdir() if one.is_dir()]
+    assert sorted(folders) == ["00000002", "vectors"]
+    left = b"".join(file.read_bytes() for file in (place.index_folder / "00000002").iterdir())
+    assert b"advice on a loan" not in left
+    with building(place) as one:
+        assert one.vectors.missing([PLAIN], ["new", "advice on a loan for a house"]) == ["advice on a loan for a house"]
+
+
+def test_models_that_share_a_head_share_its_vectors(place: SiteHome) -> None:
+    build(place)
+    linear, dendritic = put_model(place, Layout()), put_model(place, Layout(1), kind="alone")
+    found = build(place, [linear, dendritic])
+    assert (found.encoded, set(generation(place).manifest.models.values())) == (0, {PLAIN})
+    salience = put_model(place, Layout(0, 0), kind="federated")
+    found = build(place, [salience])
+    assert found.encoded == 6, "another way to pool needs the encoder once more"
+    assert set(generation(place).manifest.models) == {"base", linear, dendritic, salience}
+
+
+def test_while_a_changed_head_is_encoded_the_old_model_answers(place: SiteHome) -> None:
+    shelf, before = Shelf(place), put_model(place, Layout())
+    shelf.choose(before)
+    build(place)
+    shelf.choose(put_model(place, Layout(0, 0), kind="federated"))
+    assert answering(shelf.models, generation(place)) == before
+    build(place)
+    assert answering(shelf.models, generation(place)) == "winter-1"
+    shelf.call_back("winter", 0)
+    assert answering(shelf.models, generation(place)) == "base"
+
+
+def test_a_search_updates_what_is_little_and_says_what_is_not(place: SiteHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = search_site(place, "thorax hurts", 2, None, lambda _: lambda *_: None)
+    assert (found.model, len(found.hits), found.hits[0].text) == ("base", 2, "advice on chest pain")
+    assert (found.hits[0].file, found.hits[0].line) == ("rows.jsonl", 1)
+    write_text(place, [{"text": f"number {i}", "label": "x"} for i in range(5)])
+    monkeypatch.setattr("nexus_client.search.LITTLE", 4)
+    found = search_site(place, "thorax hurts", 1, None, lambda _: lambda *_: None)
+    assert found.hits[0].text == "advice on chest pain"
+    assert found.note == "5 texts are not in the index yet: `nexus-client index` encodes them"
+    monkeypatch.setattr("nexus_client.search.LITTLE", 5)
+    assert "number" in search_site(place, "thorax hurts", 1, None, lambda _: lambda *_: None).hits[0].text
+
+
+def test_a_model_whose_head_is_not_in_the_index_names_the_remedy(place: SiteHome) -> None:
+    build(place)
+    name = put_model(place, Layout(0, 0))
+    with pytest.raises(NexusError, match=f"`nexus-client index --model {name}` encodes them"):
+        search_site(place, "fever", 1, name, lambda _: lambda *_: None)
+    with pytest.raises(NexusError, match="there is no model 'nonsense' here; here are: base, personal-"):
+        search_site(place, "fever", 1, "nonsense", lambda _: lambda *_: None)
+    build(place, [name])
+    assert search_site(place, "fever", 1, "personal", lambda _: lambda *_: None).model == name
+    write_text(place, [{"text": "x", "label": "x"}])
+    assert name in build(place).models, "what was asked for stays"
+
+
+def test_headings_of_documents_are_sections(place: SiteHome) -> None:
+    folder = place.settings_folder / "handbook"
+    folder.mkdir()
+    (folder / "cards.md").write_text("# Cards\n\nIntroduction.\n\n## A card that is lost\n\nBlock it at once.\n")
+    with place.settings_file.open("a") as file:
+        file.write('[[data]]\npath = "handbook"\n')
+    (hit,) = search_site(place, "block it at once", 1, None, lambda _: lambda *_: None).hits
+    assert (hit.file, hit.line, hit.section) == ("handbook/cards.md", 5, "A card that is lost")
+
+
+def test_all_of_it_is_as_private_as_the_text(place: SiteHome) -> None:
+    build(place, [put_model(place, Layout(1))])
+    for path in [place.index_folder, *place.index_folder.rglob("*")]:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600) or path.name == "CURRENT", path
+
+
+def test_a_damaged_index_names_the_remedy(place: SiteHome) -> None:
+    build(place)
+    for name in ("manifest.json", "head-plain.npy", "offsets.npy"):
+        file = place.index_folder / "00000001" / name
+        good = file.read_bytes()
+        file.write_bytes(good[: len(good) // 2])
+        with pytest.raises(NexusError, match="is damaged; delete that folder"):
+            open_current(place.index_folder)
+        file.write_bytes(good)
+    (place.index_folder / "CURRENT").write_text("00000009")
+    with pytest.raises(NexusError, match="is damaged"):
+        open_current(place.index_folder)
+
+
+def test_a_model_of_another_base_is_left_out_and_named(place: SiteHome) -> None:
+    from nexus_common.recipe import Recipe
+    from nexus_common.versions import StoredAdapter
+
+    from tests.sites import some_vector
+
+    stored = StoredAdapter(Recipe(base_model="0" * 64), 1, some_vector(Layout()), Layout())
+    name = Shelf(place).put(stored, "alone", accepted=True, reason="")
+    Shelf(place).choose(name)
+    found = build(place)
+    assert "belongs to base model 000000000000" in found.left_out[name]
+    assert not build(place).changed, "it is not tried again and again"
+
+
+def test_search_and_index_load_no_torch(place: SiteHome) -> None:
+    heavy = {"torch", "transformers", "sentence_transformers", "flwr", "scipy", "matplotlib"}
+    script = (
+        "import sys; from nexus_client.cli import main; code = main(sys.argv[1:]); "
+        f"sys.exit(code or sorted({heavy!r} & set(sys.modules)) or 0)"
+    )
+    home = place.settings_folder.parent
+    for command in (["index"], ["search", "fever", "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, "--home", str(home), *command],
+            capture_output=True, text=True, check=False, env=os.environ,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["hits"][0]["text"] == "advice on a child's fever"
