@@ -4,9 +4,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from nexus_common import logs
 from nexus_common.cli import show
 from rich.console import Console
 from rich.progress import Progress as Bar
@@ -26,6 +28,7 @@ def add_search_commands(app: typer.Typer) -> None:
     """In the order in which help lists them."""
     app.command("index")(_index)
     app.command("search")(_search)
+    app.command("serve")(_serve)
 
 
 def _index(context: typer.Context, model: ModelOption = None) -> None:
@@ -80,6 +83,24 @@ def _search(
     if found.note:
         lines.append(f"\nnote: {found.note}")
     show(context, asdict(found), "\n".join(lines))
+
+
+def _serve(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port (8765)", show_default=False)] = 8765,
+    host: Annotated[str, typer.Option(help="address to listen on (127.0.0.1)", show_default=False)] = "127.0.0.1",
+    token_file: Annotated[Path | None, typer.Option(help="file with the bearer token that clients must send")] = None,
+) -> None:
+    """Serve embeddings in OpenAI's form, search, and a search page.
+
+    \b
+    Example: nexus-client serve --port 8765
+    """
+    place = place_of(context)
+    logs.begin(f"%(asctime)s {place.site} %(levelname)s %(message)s")
+    from nexus_client.listen import serve  # noqa: PLC0415
+
+    serve(place, host, port, token_file)
 
 
 class _Told:

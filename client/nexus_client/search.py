@@ -1,6 +1,6 @@
 """Search over a site's own text: one question through the encoder, its model's adapter and the index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,9 +51,9 @@ def hits(
     return [_hit(rank, float(score), generation, int(row)) for rank, (row, score) in enumerate(found, 1)]
 
 
-def answering(models: Models, generation: Generation) -> str:
+def answering(models: Models, generation: Generation, usable: Container[str] | None = None) -> str:
     """What search answers from: the model in use, or while the index does not have it yet, the one before."""
-    held = {BASE, *(one.name for one in models.held)}
+    held = {BASE, *(one.name for one in models.held if usable is None or one.name in usable)}
     ready = held & generation.manifest.models.keys()
     return next(name for name in (models.in_use, generation.manifest.in_use, BASE) if name in ready)
 

@@ -33,6 +33,7 @@ COMMANDS = {
         "use",
         "index",
         "search",
+        "serve",
         "train",
         "dry-run",
         "report",

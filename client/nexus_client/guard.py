@@ -1,0 +1,170 @@
+"""Who may ask ``serve``, and how much at once: names, token, bodies and slow clients, before anything of ours runs.
+
+On loopback the Host header is checked, or a web page could reach this port under a name of its own (DNS rebinding).
+Elsewhere every request but ``/healthz`` and the empty search page needs the bearer token.
+"""
+
+import asyncio
+import hmac
+import time
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nexus_client.openai_api import ApiError
+
+OPEN: Final = ("/healthz", "/")
+MOST_BODY_BYTES: Final = 4 << 20
+MOST_BYTES_AT_ONCE: Final = 16 << 20  # bodies of all requests that are being answered
+BODY_SECONDS: Final = 20.0
+HEAD_SECONDS: Final = 10.0
+READS_AN_ANSWER_SECONDS: Final = 60.0
+ROUTES: Final = ("/v1/embeddings", "/v1/adapt", "/v1/models", "/search", "/healthz", "/metrics", "/")
+
+
+class Metrics:
+    """What Prometheus may know: no text."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        named: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("nexus_requests", "Requests answered", ["route", "status"], **named)
+        self.seconds = Histogram("nexus_request_seconds", "Time to answer", ["route"], **named)
+        self.texts = Counter("nexus_texts", "Texts encoded", **named)
+        self.cut = Counter("nexus_cut_texts", "Texts longer than the base model reads", **named)
+        self.rows = Gauge("nexus_index_rows", "Passages in the index", **named)
+        self.model = Gauge("nexus_model_info", "Models in use", ["served", "search"], **named)
+
+
+class Guard:
+    """An ASGI layer around the application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, token: str | None, hosts: frozenset[str] | None) -> None:
+        """``hosts`` are the names that this server goes by; None where the token takes care of that."""
+        self._app, self._metrics, self._token, self._hosts = app, metrics, token, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on; count either."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status, route = time.monotonic(), 500, scope["path"]
+        route = route if route in ROUTES else "other"
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            async with asyncio.timeout(READS_AN_ANSWER_SECONDS):
+                await send(message)
+
+        try:
+            self._check(Headers(scope=scope), scope["path"])
+            await self._app(scope, receive, sent)
+        except ApiError as refused:
+            head = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else None
+            await JSONResponse(refused.body, refused.status, head)(scope, receive, sent)
+        finally:
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(time.monotonic() - began)
+
+    def _check(self, headers: Headers, path: str) -> None:
+        if self._hosts is not None:
+            origin = headers.get("origin", "").removeprefix("http://")
+            if not {_name(headers.get("host", "")), _name(origin or "localhost")} <= self._hosts:
+                raise ApiError(403, f"this server answers to {', '.join(sorted(self._hosts))} only", code="wrong_host")
+        given = headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if self._token and path not in OPEN and not hmac.compare_digest(given, self._token.encode()):
+            raise ApiError(401, "a bearer token is needed: Authorization: Bearer TOKEN", code="invalid_api_key")
+
+
+def _name(host: str) -> str:
+    """Without the port."""
+    head, _, port = host.rpartition(":")
+    return head if head and port.isdigit() else host
+
+
+class Bodies:
+    """Reads bodies, each and all together bounded; a context in which they count."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    async def read(self, request: Request) -> "Body":
+        """The body; ApiError where it is too long, too slow, or too many are being answered."""
+        length = request.headers.get("content-length", "")
+        if "transfer-encoding" in request.headers or not (length.isascii() and length.isdigit()):
+            raise ApiError(411, "Content-Length is needed")
+        if len(length) > 9 or (size := int(length)) > MOST_BODY_BYTES:
+            raise ApiError(413, f"the body is longer than {MOST_BODY_BYTES} bytes; send several requests")
+        if self._bytes + size > MOST_BYTES_AT_ONCE:
+            raise ApiError(429, "too much is being answered at this moment; try again", code="rate_limit_exceeded")
+        body = Body(self, size)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body.data = await request.body()
+        except TimeoutError:
+            body.done()
+            raise ApiError(408, f"the body did not come within {BODY_SECONDS:.0f} s") from None
+        except BaseException:
+            body.done()
+            raise
+        return body
+
+    def count(self, size: int) -> None:
+        """More, or less, is being answered."""
+        self._bytes += size
+
+
+class Body:
+    """One body, which counts until its context ends."""
+
+    def __init__(self, bodies: Bodies, size: int) -> None:
+        self._bodies, self._size, self.data = bodies, size, b""
+        bodies.count(size)
+
+    def __enter__(self) -> bytes:
+        return self.data
+
+    def __exit__(self, *_: object) -> None:
+        self.done()
+
+    def done(self) -> None:
+        """It has been answered."""
+        self._bodies.count(-self._size)
+
+
+class Connection(H11Protocol):
+    """One connection; closed where the head of a request does not come within ``HEAD_SECONDS`` of its beginning.
+
+    uvicorn has no setting for it.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait for the rest of a head, from its first byte on."""
+        if self._late is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait()
+        super().data_received(data)
+        if self._late is not None and self.cycle is not None and not self.cycle.response_complete:
+            self._late.cancel()
+            self._late = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more is waited for."""
+        super().connection_lost(exc)
+        if self._late is not None:
+            self._late.cancel()
+
+    def _wait(self) -> None:
+        self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)

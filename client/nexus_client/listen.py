@@ -1,0 +1,115 @@
+"""From ``nexus-client serve`` to an open port: what may be opened to whom, and a clean end on SIGTERM."""
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from nexus_common.base_model import base_hash
+from nexus_common.errors import NexusError
+
+from nexus_client.guard import HEAD_SECONDS, Connection
+from nexus_client.index_build import graph_of
+from nexus_client.index_updates import IndexUpdates
+from nexus_client.light import LightEncoder
+from nexus_client.serve import Service
+from nexus_client.site import SiteHome
+from nexus_client.snapshot import Snapshots
+
+log = logging.getLogger(__name__)
+LEAST_TOKEN: Final = 16
+MOST_CONNECTIONS: Final = 256
+STOP_WITHIN_SECONDS: Final = 3
+
+
+class Server(uvicorn.Server):
+    """Ends with code 0 on SIGTERM and SIGINT, where uvicorn would send itself the signal again."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Until the end of the process."""
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, self.handle_exit)
+        yield
+
+
+def serve(place: SiteHome, host: str, port: int, token_file: Path | None) -> None:
+    """Answer until SIGTERM; NexusError where that cannot be."""
+    token = None if token_file is None else read_token(token_file)
+    local = is_loopback(host)
+    if not local and token is None:
+        raise NexusError(
+            f"--host {host} can be reached from other machines, and what is served is as private as the text: "
+            "give --token-file FILE with a secret that clients send (openssl rand -hex 32 > FILE), or stay on 127.0.0.1"
+        )
+    settings = place.settings()
+    base = base_hash(settings.base_folder)
+    listener = listen(host, port)
+    if not any((place.state / "onnx").glob("*/encoder-*.onnx")):
+        log.info("making the encoder's graph, once for this site: about 20 s")
+    encoder = LightEncoder(graph_of(place, settings, base), settings.base_folder, settings.cpu_threads)
+    snapshots = Snapshots(place, base)
+    service = Service(place.site, encoder, snapshots, IndexUpdates(place, settings, base))
+    shown = f"[{host}]" if ":" in host else host
+    hosts = frozenset({shown, "localhost", "127.0.0.1", "[::1]"}) if local else None
+    server = Server(
+        uvicorn.Config(
+            service.app(token, hosts),
+            loop="asyncio",
+            http=Connection,
+            ws="none",
+            lifespan="on",
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=int(HEAD_SECONDS),
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=STOP_WITHIN_SECONDS,
+        )
+    )
+    log.info("%s is served at http://%s:%d, model %s", place.site, shown, listener.getsockname()[1],
+             snapshots.current.served)  # fmt: skip
+    server.run(sockets=[listener])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(path: Path) -> str:
+    """The secret in a file that only its owner and group can read; NexusError else."""
+    try:
+        mode, token = path.stat().st_mode, path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise NexusError(f"{path} cannot be read as a token ({type(problem).__name__})") from None
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise NexusError(f"{path} can be read by everybody on this machine: chmod 600 {path}")
+    if len(token) < LEAST_TOKEN or not token.isprintable() or " " in token:
+        raise NexusError(f"{path} holds no token of {LEAST_TOKEN} characters or more: openssl rand -hex 32 > {path}")
+    return token
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """An open port; NexusError where it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(MOST_CONNECTIONS)
+    except OSError as problem:
+        told = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else str(problem)
+        raise NexusError(f"cannot listen on {host} port {port}: {told}; --port takes another") from None
+    return listener

@@ -1,0 +1,106 @@
+"""What ``serve`` answers from: the models and the index at one instant, immutable, replaced whole when either changes.
+
+A request takes one snapshot at its start and keeps it, so an answer is never a mixture, and a swap fails no request:
+models are in memory, and an index that is deleted stays mapped for as long as somebody reads it.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nexus_common.errors import NexusError
+
+from nexus_client.index import Generation, current_name, open_current
+from nexus_client.light_adapter import LightAdapter
+from nexus_client.light_models import light_model
+from nexus_client.search import answering
+from nexus_client.shelf import BASE, Models, Shelf
+from nexus_client.site import SiteHome
+
+log = logging.getLogger(__name__)
+NEXUS: Final = "nexus"
+"""The model that a person has pinned; ``nexus@NAME`` is any that is held."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """``served`` is what ``nexus`` means; ``adapters`` are those of all models that can be used, ``unusable`` says why
+    others cannot; ``generation`` is the index, None until there is one."""
+
+    models: Models
+    served: str
+    adapters: Mapping[str, LightAdapter | None]
+    unusable: Mapping[str, str]
+    generation: Generation | None
+
+    def model(self, asked: str) -> tuple[str, LightAdapter | None]:
+        """The name and adapter that a client means; Gone or NexusError where there is none."""
+        if asked == NEXUS:
+            name = self.served
+        elif asked.startswith(f"{NEXUS}@"):
+            name = self.models.resolve(asked.removeprefix(f"{NEXUS}@"))
+        else:
+            raise NexusError(
+                f"there is no model {asked[:100]!r}: ask for {NEXUS!r}, or {NEXUS}@NAME{self.models.known}"
+            )
+        if name in self.unusable:
+            raise NexusError(self.unusable[name])
+        return name, self.adapters[name]
+
+    @property
+    def searching(self) -> str | None:
+        """The model that search answers from."""
+        return None if self.generation is None else answering(self.models, self.generation, self.adapters)
+
+
+class Snapshots:
+    """The newest snapshot of a site, over the base model of this hash."""
+
+    def __init__(self, place: SiteHome, base: str) -> None:
+        self._place, self._base, self._shelf = place, base, Shelf(place)
+        self._shelf.serve()  # now, since it may write the list that is looked at
+        self._seen = self._look()
+        self.current = self._take(None)
+
+    def refresh(self) -> bool:
+        """Take a new snapshot where models or index have changed; a list or an index that cannot be read changes
+        nothing."""
+        if (seen := self._look()) == self._seen:
+            return False
+        try:
+            taken = self._take(self.current)
+        except NexusError as problem:
+            log.error("goes on as it was: %s", problem)
+            self._seen = seen
+            return False
+        old, self.current, self._seen = self.current, taken, seen
+        log.info("nexus is %s; search answers from %s (before: %s, %s)",
+                 taken.served, taken.searching, old.served, old.searching)  # fmt: skip
+        return True
+
+    def _look(self) -> tuple[object, ...]:
+        try:
+            found = self._shelf.file.stat()
+            return found.st_mtime_ns, found.st_ino, found.st_size, current_name(self._place.index_folder)
+        except (OSError, NexusError):
+            return (None,)
+
+    def _take(self, old: Snapshot | None) -> Snapshot:
+        served = self._shelf.serve()
+        models = self._shelf.models
+        adapters, unusable = dict[str, LightAdapter | None](), dict[str, str]()
+        for name in (BASE, *(held.name for held in models.held)):
+            if old is not None and name in old.adapters:  # a name means the same numbers for ever
+                adapters[name] = old.adapters[name]
+                continue
+            try:
+                adapters[name] = light_model(self._shelf, name, self._base)
+            except NexusError as problem:
+                unusable[name] = str(problem)
+        generation = old.generation if old else None
+        if generation is None or generation.name != current_name(self._place.index_folder):
+            generation = open_current(self._place.index_folder)
+            if generation is not None and generation.manifest.base != self._base:
+                generation = None
+        return Snapshot(models, served if models.named(served) else BASE, adapters, unusable, generation)
