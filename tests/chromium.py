@@ -67,12 +67,12 @@ class Browser:
             data += byte
         return json.loads(data)
 
-    def open(self, page: Path, width: int, scheme: Literal["light", "dark"] = "light") -> None:
-        """Show a file in a window of this width."""
+    def open(self, page: Path | str, width: int, scheme: Literal["light", "dark"] = "light") -> None:
+        """Show a file, or what an address gives, in a window of this width."""
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
         self.ask("Emulation.setDeviceMetricsOverride", **size)
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.ask("Page.navigate", url=page.absolute().as_uri())
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         while self._next().get("method") != "Page.loadEventFired":
             pass
 
@@ -80,7 +80,7 @@ class Browser:
         """What an expression is in the page."""
         found = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in found, found
-        return found["result"]["value"]
+        return found["result"].get("value")  # none of undefined
 
     def picture(self, path: Path) -> Path:
         """The whole page as a PNG."""

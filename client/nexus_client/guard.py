@@ -6,18 +6,21 @@ Elsewhere every request but ``/healthz`` and the empty search page needs the bea
 
 import asyncio
 import hmac
+import logging
 import time
+import traceback
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nexus_client.openai_api import ApiError
 
+log = logging.getLogger(__name__)
 OPEN: Final = ("/healthz", "/")
 MOST_BODY_BYTES: Final = 4 << 20
 MOST_BYTES_AT_ONCE: Final = 16 << 20  # bodies of all requests that are being answered
@@ -68,6 +71,10 @@ class Guard:
         except ApiError as refused:
             head = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else None
             await JSONResponse(refused.body, refused.status, head)(scope, receive, sent)
+        except Exception as fault:  # noqa: BLE001  it has been answered with 500; its words could hold a client's text
+            where = traceback.extract_tb(fault.__traceback__)[-1]
+            log.error("%s at %s ended with %s (%s line %s)",
+                      scope["method"], route, type(fault).__name__, where.filename, where.lineno)  # fmt: skip
         finally:
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.monotonic() - began)
@@ -110,6 +117,9 @@ class Bodies:
         except TimeoutError:
             body.done()
             raise ApiError(408, f"the body did not come within {BODY_SECONDS:.0f} s") from None
+        except ClientDisconnect:
+            body.done()
+            raise ApiError(499, "the client is gone") from None
         except BaseException:
             body.done()
             raise

@@ -219,5 +219,7 @@ async def _no_route(_: Request, problem: HTTPException) -> Response:
 
 
 async def _fault(_: Request, fault: Exception) -> Response:
-    told = str(fault) if isinstance(fault, NexusError) else f"the server met a fault ({type(fault).__name__})"
+    told = (
+        str(fault) if isinstance(fault, NexusError) else f"the server met a fault ({type(fault).__name__}); see its log"
+    )
     return JSONResponse(ApiError(500, told).body, 500)
