@@ -42,7 +42,7 @@ def _index(context: typer.Context, model: ModelOption = None) -> None:
 
     place = place_of(context)
     asked = [Shelf(place).resolve(model)] if model else []
-    with _told(place) as told, building(place, asked) as build:
+    with _told(place) as told, building(place, asked, on_wait=_waits) as build:
         found = build.run(told(len(build.missing)) if build.due else lambda *_: None)
     if not found.changed:
         show(context, asdict(found), f"nothing has changed: {found.rows} passages, models: {', '.join(found.models)}")
@@ -132,6 +132,10 @@ def _told(place: SiteHome) -> Iterator[_Told]:
         return
     with Bar(console=console, transient=True) as bar:
         yield _Told(bar, first)
+
+
+def _waits() -> None:
+    _say("another process is updating the index; waiting for it ...")
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -248,11 +248,20 @@ class IndexBuild:
 
 
 @contextmanager
-def building(place: SiteHome, asked: Iterable[str] = ()) -> Iterator[IndexBuild]:
-    """Look at the index with the right to build it; waits while another process builds."""
+def building(
+    place: SiteHome, asked: Iterable[str] = (), *, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[IndexBuild]:
+    """Look at the index with the right to build it.
+
+    ``on_wait`` is called where another process has that right, and may raise in place of waiting.
+    """
     place.index_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(os.open(place.index_folder / "build.lock", os.O_RDWR | os.O_CREAT, 0o600)) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         build = IndexBuild(place, asked)
         build.sweep()
         try:

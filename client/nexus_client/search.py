@@ -4,6 +4,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Final
 
+from nexus_common.base_model import base_hash
 from nexus_common.errors import NexusError
 
 from nexus_client.index import Generation, open_current
@@ -65,22 +66,38 @@ def search_site(place: SiteHome, query: str, k: int, model: str | None, progress
     """
     if not query.strip():
         raise NexusError("there is nothing to search for: the question is empty")
-    shelf, note = Shelf(place), None
+    shelf, settings = Shelf(place), place.settings()
     asked = shelf.resolve(model) if model else None
-    with building(place) as build:
-        if build.due:
-            count = len(build.missing)
-            if count <= LITTLE or build.old is None:
-                build.run(progress(count))
-            else:
-                note = f"{count} texts are not in the index yet: `nexus-client index` encodes them"
-        base, settings = build.base, build.settings
-    generation = open_current(place.index_folder)
-    if generation is None:
-        raise NexusError("there is no index; `nexus-client index` makes it")
+    note = _update(place, progress)
+    generation, base = open_current(place.index_folder), base_hash(settings.base_folder)
+    if generation is None or generation.manifest.base != base:
+        raise NexusError("there is no index over this base model yet; `nexus-client index` makes it")
     name = asked or answering(shelf.models, generation)
     encoder = LightEncoder(graph_of(place, settings, base), settings.base_folder, settings.cpu_threads)
     return Found(name, hits(generation, encoder, name, light_model(shelf, name, base), query, k), note)
+
+
+def _update(place: SiteHome, progress: Callable[[int], Progress]) -> str | None:
+    """What the searcher should know of the index."""
+
+    def on_wait() -> None:
+        if open_current(place.index_folder) is not None:
+            raise _Busy
+
+    try:
+        with building(place, on_wait=on_wait) as build:
+            if not build.due:
+                return None
+            if (count := len(build.missing)) > LITTLE and build.old is not None:
+                return f"{count} texts are not in the index yet: `nexus-client index` encodes them"
+            build.run(progress(count))
+            return None
+    except _Busy:
+        return "another process is updating the index; this is from the one before"
+
+
+class _Busy(Exception):
+    """Another process has the right to build, and there is an index to answer from."""
 
 
 def _hit(rank: int, score: float, generation: Generation, row: int) -> Hit:

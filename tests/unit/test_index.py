@@ -129,6 +129,15 @@ def test_a_search_updates_what_is_little_and_says_what_is_not(place: SiteHome, m
     assert "number" in search_site(place, "thorax hurts", 1, None, lambda _: lambda *_: None).hits[0].text
 
 
+def test_a_search_does_not_wait_for_another_process_that_builds(place: SiteHome) -> None:
+    build(place)
+    write_text(place, [{"text": "new", "label": "x"}])
+    with building(place):
+        found = search_site(place, "fever", 1, None, lambda _: lambda *_: None)
+    assert found.hits[0].text == "advice on a child's fever"
+    assert found.note == "another process is updating the index; this is from the one before"
+
+
 def test_a_model_whose_head_is_not_in_the_index_names_the_remedy(place: SiteHome) -> None:
     build(place)
     name = put_model(place, Layout(0, 0))
