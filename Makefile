@@ -19,7 +19,7 @@ torch = $(1) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torc
 PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
-.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice chaos fuzz lock licences check-aarch64 audit clean
+.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice bench-serve chaos fuzz lock licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -50,6 +50,9 @@ bench: $(VENV)/.dev
 bench-secagg: $(VENV)/.dev
 	$(RUN) -m tests.bench.secagg_cpu
 	$(RUN) -m tests.bench.rounds
+
+bench-serve: $(VENV)/.dev
+	$(RUN) -m tests.bench.serve
 
 bench-flower: $(VENV)/.dev
 	$(RUN) -m tests.bench.flower_stock

@@ -1,7 +1,7 @@
 """Commands of ``nexus-client`` that find: ``index``, ``search``, ``serve``.  None of them loads torch."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,6 @@ from rich.progress import Progress as Bar
 
 from nexus_client.cli_consent import place_of
 from nexus_client.site import SiteHome
-from nexus_client.vectors import Progress
 
 SNIPPET_CHARACTERS = 240
 SAID_EVERY = 1000  # texts, in a log
@@ -109,7 +108,7 @@ class _Told:
     def __init__(self, bar: Bar | None, first: bool) -> None:
         self._bar, self._first = bar, first
 
-    def __call__(self, count: int) -> Progress:
+    def __call__(self, count: int) -> Callable[[int, int], None]:
         """What hears of ``count`` texts that are being encoded."""
         if self._first:
             _say("making the encoder's graph, once for this site: about 20 s ...")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from nexus_common.config import Settings
@@ -26,7 +26,6 @@ from nexus_client.light_adapter import LightAdapter, head_of
 from nexus_client.scan import SCANNED_ROWS, Rows
 from nexus_client.vectors import Halves
 
-FORMAT: Final = 1
 OPENED_AGAIN: Final = 10
 PROJECTED_AT_ONCE: Final = 8192
 
@@ -39,7 +38,7 @@ class Manifest(Settings):
     person wanted in it.
     """
 
-    format: int = FORMAT
+    format: Literal[1] = 1
     base: str
     precision: Precision
     stamp: str
@@ -58,7 +57,9 @@ class Generation:
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
         self.manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-        self._text = np.memmap(folder / "passages.jsonl", np.uint8, "r") if self.manifest.rows else None
+        self._text = np.memmap(
+            folder / "passages.jsonl", np.uint8, "r"
+        )  # never empty: a site without text has no index
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self._heads = {head: _rows(folder, f"head-{head}") for head in set(self.manifest.models.values())}
         self._norms = {
@@ -76,8 +77,6 @@ class Generation:
 
     def passage(self, row: int) -> Passage:
         """A row's text and where it stands."""
-        if self._text is None:
-            raise IndexError(row)
         start, end = self._offsets[row : row + 2]
         return Passage(*json.loads(self._text[start:end].tobytes()))
 
@@ -85,10 +84,6 @@ class Generation:
     def texts(self) -> set[str]:
         """All of them."""
         return {self.passage(row).text for row in range(len(self))}
-
-    def answers(self, adapter: LightAdapter | None) -> bool:
-        """Whether there are vectors of this model's head."""
-        return head_of(adapter) in self._heads
 
     def search(
         self, name: str, adapter: LightAdapter | None, pooled: Floats, k: int

@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 from nexus_common.layout import Activation, Layout, Vector
-from nexus_common.versions import StoredAdapter
 from numpy.typing import NDArray
 
 from nexus_client.light import Encoded, Floats
@@ -36,11 +35,6 @@ class LightAdapter:
         self.layout = layout
         self._activation = ACTIVATIONS[layout.activation]
         self._entries = layout.split(vector)
-
-    @classmethod
-    def of(cls, stored: StoredAdapter | None) -> "LightAdapter | None":
-        """A stored adapter's; None for the base model, which has none."""
-        return None if stored is None else cls(stored.layout, stored.vector)
 
     @cached_property
     def head(self) -> str:
