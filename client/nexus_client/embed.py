@@ -83,14 +83,19 @@ class Encoder:
 
     def _loaded(self) -> "SentenceTransformer":
         if self._model is None:
-            os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
-            from sentence_transformers import SentenceTransformer  # noqa: PLC0415
-
-            model = SentenceTransformer(str(self.folder), device=str(best_device()), local_files_only=True).eval()
-            if (width := model.get_embedding_dimension()) != WIDTH:
-                raise NexusError(f"the base model {self.folder} gives {width} numbers a text; NEXUS takes {WIDTH}")
-            self._model = model
+            self._model = loaded(self.folder, str(best_device()))
         return self._model
+
+
+def loaded(folder: Path, device: str) -> "SentenceTransformer":
+    """A model folder as sentence-transformers loads it by default: offline, no code of the folder's own."""
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+
+    model = SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
+    if (width := model.get_embedding_dimension()) != WIDTH:
+        raise NexusError(f"the model {folder} gives {width} numbers a text; NEXUS takes {WIDTH}")
+    return model
 
 
 class CachedStates:

@@ -24,19 +24,21 @@ MOST_QUESTIONS: Final = 64
 MOST_PASSAGES: Final = 256
 
 
-def some(tasks: Sequence[Task], texts: Sequence[str]) -> list[Task]:
+def some(
+    tasks: Sequence[Task], texts: Sequence[str], most_questions: int = MOST_QUESTIONS, most_passages: int = MOST_PASSAGES
+) -> list[Task]:
     """A part of the choosing tasks that adding rows changes little."""
     found: list[Task] = []
     for task in tasks:
         asked, others = parts_of(task)
         by_name = sorted(range(size(task)), key=lambda i: hashlib.sha256(texts[int(asked[i])].encode()).digest())
-        rows = by_name[:MOST_QUESTIONS]
+        rows = by_name[:most_questions]
         if isinstance(task, ScoredTask):
             found.append(ScoredTask(task.a[rows], task.b[rows], task.score[rows]))
             continue
         right = [int(task.passages[place]) for row in rows for place in task.positives[row][:1]]
         further = sorted(map(int, others), key=lambda number: hashlib.sha256(texts[number].encode()).digest())
-        passages = list(dict.fromkeys([*right, *further]))[: max(MOST_PASSAGES, len(right))]
+        passages = list(dict.fromkeys([*right, *further]))[: max(most_passages, len(right))]
         kept = task.only({*passages, *(int(task.queries[row]) for row in rows)})
         chosen = [int(i) for i in np.isin(kept.queries, task.queries[rows]).nonzero()[0]]
         found.append(

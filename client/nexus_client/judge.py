@@ -53,12 +53,13 @@ def row_scores(
         return [np.empty(0) for _ in adapters]
     numbers = texts_of(tasks)
     embedded = iter(workspace.embed([adapter for adapter in adapters if adapter is not None], numbers))
+    vectors = (workspace.base_vectors(numbers) if adapter is None else next(embedded) for adapter in adapters)
+    return [_rows(tasks, numbers, each) for each in vectors]
+
+
+def _rows(tasks: Sequence[Task], numbers: Ids, vectors: Embeddings) -> Floats:
     scored = np.concatenate([np.empty(0), *(task.score for task in tasks if isinstance(task, ScoredTask))])
-    rows = []
-    for adapter in adapters:
-        found = _scores(tasks, numbers, workspace.base_vectors(numbers) if adapter is None else next(embedded))
-        rows.append(_row_scores(found, scored))
-    return rows
+    return _row_scores(_scores(tasks, numbers, vectors), scored)
 
 
 def _row_scores(found: Scores, scored: Floats) -> Floats:
@@ -72,6 +73,11 @@ def chosen_scores(workspace: Workspace, adapters: Sequence[tuple[Layout, Vector]
     """
     tasks = workspace.material.choose
     return [float(rows.mean()) for rows in row_scores(workspace, tasks, adapters)] if tasks else None
+
+
+def one_figure(tasks: Sequence[Task], numbers: Ids, vectors: Embeddings) -> float:
+    """The mean over the questions and pairs of some tasks; ``vectors`` [n, 384] belong to ``numbers`` [n]."""
+    return float(_rows(tasks, numbers, vectors).mean())
 
 
 @dataclass(frozen=True)
