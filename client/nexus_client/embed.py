@@ -91,7 +91,9 @@ def loaded(folder: Path, device: str) -> "SentenceTransformer":
     """A model folder as sentence-transformers loads it by default: offline, no code of the folder's own."""
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
+    disable_progress_bar()
     model = SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
     if (width := model.get_embedding_dimension()) != WIDTH:
         raise NexusError(f"the model {folder} gives {width} numbers a text; NEXUS takes {WIDTH}")

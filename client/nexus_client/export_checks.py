@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nexus_client.embed import loaded
 from nexus_client.held_out import some
-from nexus_client.judge import one_figure
+from nexus_client.judge import figure_of
 from nexus_client.material import size, texts_of
 from nexus_client.onnx_graph import Runner
 from nexus_client.workspace import Workspace
@@ -61,18 +61,25 @@ class Judged:
         return self.fp32 - self.int8
 
 
-def live_vectors(base: Any, layout: Layout | None, vector: Vector | None, texts: Sequence[str] = PROBES) -> Embeddings:
-    """[n, 384]: texts through a loaded base model and the adapter, each for itself."""
+def live_vectors(base: Any, adapter: tuple[Layout, Vector] | None, texts: Sequence[str] = PROBES) -> Embeddings:
+    """[n, 384]: texts through a loaded base model and an adapter, each text for itself."""
     found = base.encode(list(texts), output_value=None, show_progress_bar=False)
     pooled = torch.stack([one["sentence_embedding"] for one in found]).float()
-    if layout is None or vector is None:
-        return pooled.numpy()
-    adapter = DendriticAdapter(layout).load_vector(vector).eval()
     with torch.inference_mode():
-        if layout.salience is None:
-            return adapter(pooled).numpy()
-        states = [one["token_embeddings"][one["attention_mask"].bool()][None] for one in found]
-        return torch.cat([adapter(one, torch.ones(one.shape[:2])) for one in states]).numpy()
+        if adapter is None:
+            out = pooled
+        elif adapter[0].salience is None:
+            out = _adapted(adapter)(pooled)
+        else:
+            states = [one["token_embeddings"][one["attention_mask"].bool()][None] for one in found]
+            out = torch.cat([_adapted(adapter)(one, torch.ones(one.shape[:2])) for one in states])
+    vectors: Embeddings = out.numpy()
+    return vectors
+
+
+def _adapted(adapter: tuple[Layout, Vector]) -> DendriticAdapter:
+    layout, vector = adapter
+    return DendriticAdapter(layout).load_vector(vector).eval()
 
 
 def check_folder(folder: Path, right: Embeddings) -> None:
@@ -106,7 +113,7 @@ def judge_int8(workspace: Workspace, fp32: Runner, int8: Runner) -> Judged | str
         return "this site has no hold-out to choose by"
     numbers = texts_of(tasks)
     asked = [texts[number] for number in numbers]
-    scores = [one_figure(tasks, numbers, runner.embed(asked)) for runner in (fp32, int8)]
+    scores = [figure_of(tasks, numbers, runner.embed(asked)) for runner in (fp32, int8)]
     return Judged(scores[0], scores[1], sum(map(size, tasks)))
 
 

@@ -25,7 +25,10 @@ MOST_PASSAGES: Final = 256
 
 
 def some(
-    tasks: Sequence[Task], texts: Sequence[str], most_questions: int = MOST_QUESTIONS, most_passages: int = MOST_PASSAGES
+    tasks: Sequence[Task],
+    texts: Sequence[str],
+    most_questions: int = MOST_QUESTIONS,
+    most_passages: int = MOST_PASSAGES,
 ) -> list[Task]:
     """A part of the choosing tasks that adding rows changes little."""
     found: list[Task] = []

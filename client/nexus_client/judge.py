@@ -75,7 +75,7 @@ def chosen_scores(workspace: Workspace, adapters: Sequence[tuple[Layout, Vector]
     return [float(rows.mean()) for rows in row_scores(workspace, tasks, adapters)] if tasks else None
 
 
-def one_figure(tasks: Sequence[Task], numbers: Ids, vectors: Embeddings) -> float:
+def figure_of(tasks: Sequence[Task], numbers: Ids, vectors: Embeddings) -> float:
     """The mean over the questions and pairs of some tasks; ``vectors`` [n, 384] belong to ``numbers`` [n]."""
     return float(_rows(tasks, numbers, vectors).mean())
 

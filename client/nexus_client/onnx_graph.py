@@ -4,7 +4,7 @@ The adapter is grafted onto the frozen encoder's graph (``encoder_file.py``), af
 itself stays float32.  Its arithmetic is that of ``adapter.py``, operator by operator.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,12 +43,17 @@ class _Graft:
     def add(self, operator: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
         """A node; the name of what it gives."""
         out = out or f"adapter.node.{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [out], name=f"graft_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(operator, list(inputs), [out], name=f"graft_{len(self.nodes)}", **attributes)
+        )
         return out
 
     def salience(self) -> str:
         """Token states [batch, tokens, 384] to x [batch, 384]: their sum weighted by the gate, normalised."""
-        drives = lambda name: self.add("MatMul", TOKENS, self.entry(f"salience.{name}weight"))  # noqa: E731
+
+        def drives(name: str) -> str:
+            return self.add("MatMul", TOKENS, self.entry(f"salience.{name}weight"))
+
         gate = self.add("Sigmoid", self._layer("salience", self.layout.salience or 0, drives))  # [batch, tokens, 1]
         axis = self.constant("last", np.array([-1], np.int64))
         mask = self.add("Cast", self.add("Unsqueeze", MASK, axis), to=TensorProto.FLOAT)
@@ -66,9 +71,9 @@ class _Graft:
         y = self._layer("projection", self.layout.projection, drives)
         self.add("LpNormalization", y, out=ADAPTED, axis=-1, p=2)
 
-    def _layer(self, place: str, dendrites: int, drives: Any) -> str:
+    def _layer(self, place: str, dendrites: int, drives: Callable[[str], str]) -> str:
         """y = W x + b + sum_i t_i d_i, where ``drives`` gives W x + b of the layer ("") or of a dendrite."""
-        y, active = drives(""), list[str]()
+        active, y = list[str](), drives("")
         for i in range(dendrites):
             total = drives(f"dendrites.{i}.")
             for j, earlier in enumerate(active):
@@ -80,12 +85,13 @@ class _Graft:
         return y
 
 
-def graft(encoder: Path, file: Path, layout: Layout | None, vector: Vector | None) -> None:
+def graft(encoder: Path, file: Path, adapter: tuple[Layout, Vector] | None) -> None:
     """Write the encoder's graph with an adapter (None: without) to ``file``, outputs ``sentence_embedding`` first."""
     model = onnx.load(encoder)
-    if layout is None or vector is None:
+    if adapter is None:
         nodes, constants = [helper.make_node("Identity", [BASE], [ADAPTED], name="graft_0")], []
     else:
+        layout, vector = adapter
         made = _Graft(layout, layout.split(vector))
         made.projection(BASE if layout.salience is None else made.salience())
         nodes, constants = made.nodes, made.constants
@@ -134,4 +140,4 @@ def write_tokenizer(base: Path, file: Path, most_tokens: int) -> None:
     filled = tokenizer.padding or {}
     tokenizer.enable_truncation(most_tokens)
     tokenizer.enable_padding(pad_id=filled.get("pad_id", 0), pad_token=filled.get("pad_token", "[PAD]"))
-    tokenizer.save(str(file))
+    file.write_text(tokenizer.to_str(), encoding="utf-8")

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 from nexus_common.layout import WIDTH, Activation, Layout, Vector
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 TYPES: Final = "sentence_transformers.models"
 GLU, IDENTITY = "torch.nn.modules.activation.GLU", "torch.nn.modules.linear.Identity"
@@ -46,40 +46,37 @@ class Dense:
 
     def write(self, folder: Path) -> None:
         """Configuration and weights."""
-        folder.mkdir()
         (folder / "config.json").write_text(json.dumps(self.config, indent=2))
         tensors = {"linear.weight": np.ascontiguousarray(self.weight), "linear.bias": self.bias}
-        save_file(tensors, folder / "model.safetensors")
+        (folder / "model.safetensors").write_bytes(save(tensors))
 
 
-def write_folder(base: Path, folder: Path, layout: Layout | None, vector: Vector | None) -> None:
+def write_folder(base: Path, folder: Path, adapter: tuple[Layout, Vector] | None) -> None:
     """Write base model and adapter (None: the base model alone) into an empty folder."""
     modules = json.loads((base / "modules.json").read_text())
     for path in sorted(base.iterdir()):
         if path.is_file() and path.suffix in COPIED and path.name != "modules.json":
             shutil.copyfile(path, folder / path.name)
-    if layout is None or vector is None:
-        kept, added = modules, []
-    else:
-        entries, gated = layout.split(vector), layout.salience is not None
-        projection = [*projection_modules(entries, layout), None]
-        kept = modules[:1] if gated else modules  # salience pools in the base model's place
-        added = [*salience_modules(entries, layout), "Pooling", None, *projection] if gated else projection
+    kept, added = modules, list[Dense | str]()
+    if adapter is not None:
+        layout, vector = adapter
+        entries = layout.split(vector)
+        if layout.salience is not None:  # it pools in the base model's place
+            kept, added = modules[:1], [*salience_modules(entries, layout), "Pooling", "Normalize"]
+        added += [*projection_modules(entries, layout), "Normalize"]
     for module in kept:
         if (base / module["path"]).is_dir() and module["path"]:  # what has no configuration may have no folder
             shutil.copytree(base / module["path"], folder / module["path"], copy_function=shutil.copyfile)
     listed = [{"idx": i} | {k: v for k, v in module.items() if k != "idx"} for i, module in enumerate(kept)]
     for i, one in enumerate(added, len(kept)):
-        kind = "Dense" if isinstance(one, Dense) else one or "Normalize"
+        kind = one if isinstance(one, str) else "Dense"
         path = folder / f"{i}_{kind}"
         listed.append({"idx": i, "name": str(i), "path": path.name, "type": f"{TYPES}.{kind}"})
+        path.mkdir()
         if isinstance(one, Dense):
             one.write(path)
         elif one == "Pooling":
-            path.mkdir()
             (path / "config.json").write_text(json.dumps(_mean_pooling(), indent=2))
-        else:
-            path.mkdir()
     (folder / "modules.json").write_text(json.dumps(listed, indent=2))
 
 

@@ -31,6 +31,7 @@ COMMANDS = {
         "plan",
         "evaluate",
         "use",
+        "export",
         "index",
         "search",
         "serve",
