@@ -25,6 +25,7 @@ from nexus_client.workspace import Workspace
 
 Embeddings = NDArray[np.float32]
 TOLERANCE: Final = 1e-5  # of a value of a vector of length 1
+BATCH: Final = 4  # of which the longest is as long as the model reads
 MOST_LOST: Final = 0.01  # of the score, by 8-bit weights
 JUDGED_QUESTIONS, JUDGED_PASSAGES = 500, 2000  # of each task; a score of more would tell little else
 PROBES: Final[tuple[str, ...]] = (
@@ -63,7 +64,7 @@ class Judged:
 
 def live_vectors(base: Any, adapter: tuple[Layout, Vector] | None, texts: Sequence[str] = PROBES) -> Embeddings:
     """[n, 384]: texts through a loaded base model and an adapter, each text for itself."""
-    found = base.encode(list(texts), output_value=None, show_progress_bar=False)
+    found = base.encode(list(texts), output_value=None, batch_size=BATCH, show_progress_bar=False)
     pooled = torch.stack([one["sentence_embedding"] for one in found]).float()
     with torch.inference_mode():
         if adapter is None:
@@ -86,7 +87,7 @@ def check_folder(folder: Path, right: Embeddings) -> None:
     """NexusError where sentence-transformers finds other vectors in the folder than the live model's."""
     _compare(
         "the folder, as sentence-transformers reads it,",
-        lambda: loaded(folder, "cpu").encode(list(PROBES), batch_size=5, show_progress_bar=False),
+        lambda: loaded(folder, "cpu").encode(list(PROBES), batch_size=BATCH, show_progress_bar=False),
         right,
     )
 
