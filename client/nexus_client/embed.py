@@ -93,7 +93,7 @@ def loaded(folder: Path, device: str) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415
     from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     model = SentenceTransformer(str(folder), device=device, local_files_only=True).eval()
     if (width := model.get_embedding_dimension()) != WIDTH:
         raise NexusError(f"the model {folder} gives {width} numbers a text; NEXUS takes {WIDTH}")

@@ -23,6 +23,7 @@ from nexus_client.encoder_file import MOST_TOKENS, PRECISIONS, encoder_file
 from nexus_client.export_checks import (
     MOST_LOST,
     PROBES,
+    TOLERANCE,
     check_folder,
     check_graph,
     check_loads,
@@ -105,7 +106,7 @@ def _outside(workspace: Workspace, target: Path) -> None:
 
 
 def _room(base: Path, folder: Path, *, onnx: bool) -> None:
-    need = int(1.2 * sum(path.stat().st_size for path in base.rglob("*") if path.is_file())) * (3 if onnx else 2) // 2
+    need = int(sum(path.stat().st_size for path in base.rglob("*") if path.is_file()) * (2.5 if onnx else 1.2))
     if (free := free_bytes(folder)) < need:
         raise NexusError(
             f"{free / 1e6:.1f} MB are free in {folder.parent}, and about {need / 1e6:.1f} MB are needed; free some "
@@ -130,7 +131,9 @@ def _write(
     facts = {"format": 1, "model": subject.name, "kind": subject.kind, "base_model": subject.base_hash}
     (made / MARKER).write_text(json.dumps(facts, indent=2))
     notes = [] if judged or subject.kind == BASE else ["not evaluated here: `nexus-client evaluate`, then export again"]
-    return [f"{len(PROBES)} texts, through each file and the live model: equal", *graphs, *notes]
+    if subject.held and not subject.held.accepted:
+        notes.append(f"this site does not take it: {subject.held.reason}")
+    return [f"the folder gives the live model's vectors ({len(PROBES)} texts, within {TOLERANCE})", *graphs, *notes]
 
 
 def _graphs(
@@ -151,7 +154,7 @@ def _graphs(
     check_loads(runners["int8"])
     tell("judging the 8-bit graph on this site's hold-out")
     judged = judge_int8(workspace, runners["fp32"], runners["int8"])
-    told = ["`onnx/fp32.onnx` gives what the folder gives"]
+    told = ["`onnx/fp32.onnx` gives the same vectors"]
     if isinstance(judged, str):
         return [*told, f"`onnx/int8.onnx` was not judged: {judged}"]
     scores = f"score {100 * judged.int8:.1f} in place of {100 * judged.fp32:.1f}, over {judged.questions} questions"

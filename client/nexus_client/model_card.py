@@ -131,9 +131,9 @@ def judged(place: SiteHome, subject: Subject, models: Models) -> tuple[float, Se
     except (OSError, ValueError):
         return None
     if subject.held is not None and subject.adapter is not None:
-        newest = [one for one in models.held if one.kind == subject.kind][-1]
+        newest = next((one for one in reversed(models.held) if one.kind == subject.kind), None)
         this_version = (found.run, found.version) == (subject.held.run, subject.held.number)
-        if not (this_version if subject.kind == "federated" else newest == subject.held and at >= newest.at):
+        if not (this_version if subject.kind == "federated" else newest == subject.held and at >= subject.held.at):
             return None
     lines = [line for line in found.lines if line.model in ("keyword", BASE, subject.kind)]
     return (at, lines) if any(line.model == subject.kind for line in lines) else None
@@ -181,8 +181,8 @@ def _training(subject: Subject) -> Iterator[str]:
         yield f"plan `{recipe.hash.hex()}`; its purpose: {recipe.purpose}"
     else:
         yield f"round {adapter.number} of {recipe.rounds}, at one site"
-    if subject.held and subject.held.reason:
-        yield f"the site's own hold-out: {subject.held.reason}"
+    if subject.held:
+        yield f"this site {'takes' if subject.held.accepted else 'does not take'} it: {subject.held.reason}"
 
 
 def _quality(judged: tuple[float, Sequence[QualityLine]] | None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ from nexus_common.report import QualityLine
 from nexus_common.versions import StoredAdapter
 
 from tests.plans import make_plan
+from tests.processes.volume import needs_root, volume
 from tests.unit.vectors import lively
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = ROOT / ".venv-outside" / "bin" / "python"
 LIBRARIES = ["sentence-transformers", "LangChain", "LlamaIndex", "Chroma"]
+QUESTION = "the machine kept my card"
+TEXTS = [PROBES[i] for i in (0, 3, 7, 15)]  # an empty one among them, and one that is cut
 ROWS = [{"query": f"where is the cup number {i}", "passage": f"cup {i} is in room {i * 7}"} for i in range(40)]
 FORMS: dict[str, tuple[Kind, Layout]] = {
     "plain": ("alone", Layout(0)),
@@ -54,7 +58,8 @@ def make_place(home: Path, graphs: Path) -> SiteHome:
 
 def put(place: SiteHome, kind: Kind, layout: Layout, number: int = 1) -> str:
     recipe = make_plan(["a", "b", "c"], name="winter", purpose="finding leaflets") if kind == "federated" else Recipe()
-    return Shelf(place).put(StoredAdapter(recipe, number, lively(layout, 3), layout), kind, accepted=True, reason="")
+    adapter = StoredAdapter(recipe, number, lively(layout, 3), layout)
+    return Shelf(place).put(adapter, kind, accepted=kind != "federated", reason="so it was judged")
 
 
 def call(place: SiteHome, *args: str) -> int:
@@ -77,6 +82,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, graphs: Path) -> Iterator[Mad
     place = make_place(folder / "home", graphs)
     patch = pytest.MonkeyPatch()
     text: list[str] = []
+    patch.setattr(os, "fsync", lambda fd: None)  # no disk dies here
     patch.setattr("typer.echo", lambda line, **_: text.append(str(line)))
     for form in [*FORMS, "base"]:
         name = put(place, *FORMS[form]) if form in FORMS else "base"
@@ -98,37 +104,49 @@ def live(made: Made) -> dict[str, np.ndarray]:
     """What the models give here."""
     base = loaded(default_base(), "cpu")
     forms = {form: (layout, lively(layout, 3)) for form, (_, layout) in FORMS.items()}
-    return {form: live_vectors(base, forms.get(form)) for form in made.printed}
+    return {form: live_vectors(base, forms.get(form), TEXTS) for form in made.printed}
 
 
 needs_outside = pytest.mark.skipif(not OUTSIDE.exists(), reason="no .venv-outside: `make test` makes it")
 
 
 @pytest.fixture(scope="module")
-def outside(made: Made) -> dict[str, dict[str, Any]]:
-    """One process without NEXUS: the printed lines of two forms, of the others those of sentence-transformers."""
+def outside(made: Made) -> dict[str, Any]:
+    """One process without NEXUS: the printed lines of two forms, of the others those of sentence-transformers; and the
+    retriever over a small handbook, with the base model and another one."""
+    handbook = made.folder / "handbook"
+    handbook.mkdir()
+    for name in ("cards.md", "cash-and-atms.md"):
+        shutil.copy(ROOT / "deploy" / "demo" / "bank-a" / "handbook" / name, handbook)
     lines = {form: lines_of(printed) for form, printed in made.printed.items()}
     few = {form: {LIBRARIES[0]: each[LIBRARIES[0]]} for form, each in lines.items() if form not in ("plain", "all")}
+    script = [ROOT / "deploy" / "retriever" / "retriever.py", handbook, made.folder / "base", made.folder / "plain"]
+    job = {
+        "texts": TEXTS,
+        "lines": few | {form: lines[form] for form in ("plain", "all")},
+        "script": [*map(str, script), QUESTION],
+    }
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(OUTSIDE), str(ROOT / "tests" / "unit" / "outside.py")],
-        input=json.dumps({"texts": PROBES, "lines": few | {form: lines[form] for form in ("plain", "all")}}),
+        input=json.dumps(job),
         env=environment | {"HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9"},
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 @needs_outside
 @pytest.mark.parametrize("form", [*FORMS, "base"])
 def test_the_printed_lines_give_the_live_models_vectors_where_nexus_is_not(
-    form: str, outside: dict[str, dict[str, Any]], live: dict[str, np.ndarray]
+    form: str, outside: dict[str, Any], live: dict[str, np.ndarray]
 ) -> None:
     wanted = {"plain": LIBRARIES, "all": [*LIBRARIES, "ONNX"]}.get(form, LIBRARIES[:1])
-    assert list(outside[form]) == wanted
-    for library, vectors in outside[form].items():
+    found = outside["vectors"][form]
+    assert list(found) == wanted
+    for library, vectors in found.items():
         assert np.abs(np.array(vectors) - live[form]).max() < 1e-5, library
 
 
@@ -146,7 +164,14 @@ def test_the_card_says_who_may_have_it_and_how_it_was_made(made: Made) -> None:
         assert ("5.4 or later" if layout.salience is not None else "3.4 or later") in card
     card = (made.folder / "tanh" / "README.md").read_text()
     plan = make_plan(["a", "b", "c"], name="winter", purpose="finding leaflets")
-    for fact in ("run winter: version 1 of", "3 sites", plan.hash.hex(), "finding leaflets", "Apache-2.0"):
+    for fact in (
+        "this site does not take it: so it was judged",
+        "run winter: version 1 of",
+        "3 sites",
+        plan.hash.hex(),
+        "finding leaflets",
+        "Apache-2.0",
+    ):
         assert fact in card
     assert "hospital" not in card
     assert "nothing from any site" in (made.folder / "base" / "README.md").read_text()
@@ -160,6 +185,19 @@ def test_8_bit_weights_are_judged_by_the_hold_out(made: Made) -> None:
     there = {path.name for path in (made.folder / "all" / "onnx").iterdir()}
     kept = float(found[2]) - float(found[1]) <= 1
     assert there == {"fp32.onnx", "tokenizer.json"} | ({"int8.onnx"} if kept else set())
+
+
+def test_force_replaces_an_export_and_json_tells_what_the_screen_does(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made.folder / "base" / "old").write_text("old")
+    assert call(made.place, str(made.folder / "base"), "--model", "base", "--force", "--json") == 0
+    assert not (made.folder / "base" / "old").exists()
+    report = json.loads(capsys.readouterr().out)
+    assert (report["model"], report["kind"], report["adapter"]) == ("base", "base", None)
+    assert report["usage"] == lines_of(made.printed["base"])
+    size = sum(path.stat().st_size for path in (made.folder / "base").rglob("*") if path.is_file())
+    assert report["megabytes"] == pytest.approx(size / 1e6, abs=0.1)
 
 
 def test_an_export_is_logged(made: Made) -> None:
@@ -255,24 +293,24 @@ def test_a_model_over_another_base_is_refused(tmp_path: Path, graphs: Path, caps
     assert "set base_model in site.toml" in capsys.readouterr().err
 
 
+@needs_root
+def test_a_disk_without_room_is_said_before_anything_is_written(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with volume(tmp_path / "disk", 50) as disk:
+        assert call(made.place, str(disk.path / "out"), "--model", "base") == 1
+        assert re.search(r"52\.\d MB are free in .*disk, and about 1\d\d\.\d MB are needed", capsys.readouterr().err)
+        assert not list(disk.path.iterdir())
+
+
 @needs_outside
-def test_the_retriever_shows_two_models_side_by_side(made: Made) -> None:
-    handbook = ROOT / "deploy" / "demo" / "bank-a" / "handbook"
-    script = ROOT / "deploy" / "retriever" / "retriever.py"
-    models = [str(made.folder / "base"), str(made.folder / "plain")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(OUTSIDE), str(script), str(handbook), *models, "the machine kept my card"],
-        env=environment | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    head, *columns = done.stdout.strip().split("\n\n")
-    assert re.match(r"\d+ passages; the machine kept my card", head)
-    assert [column.splitlines()[0] for column in columns] == models
+def test_the_retriever_shows_two_models_side_by_side(made: Made, outside: dict[str, Any]) -> None:
+    head, *columns = outside["printed"].strip().split("\n\n")
+    assert re.fullmatch(rf"\d+ passages; {QUESTION}", head)
+    assert [column.splitlines()[0] for column in columns] == [str(made.folder / name) for name in ("base", "plain")]
     for column in columns:
         hits = re.findall(r"^  (0\.\d{3})  (\S+\.md: .+)$", column, re.MULTILINE)
         assert len(hits) == 3
-        assert "card" in hits[0][1].lower() or "atm" in hits[0][1].lower()
         assert hits == sorted(hits, reverse=True, key=lambda hit: float(hit[0]))
+        assert re.search("card|machine", hits[0][1])
     assert columns[0].splitlines()[1:] != columns[1].splitlines()[1:]
