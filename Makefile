@@ -19,7 +19,8 @@ torch = $(1) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torc
 PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
-.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice bench-serve chaos fuzz lock licences check-aarch64 audit clean
+.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice bench-serve \
+        bench-speed bench-million chaos fuzz lock licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -68,6 +69,12 @@ bench-choice: $(VENV)/.dev
 
 bench-scale: $(VENV)/.dev
 	$(RUN) -m tests.bench.scale
+
+bench-speed: $(VENV)/.dev $(OUTSIDE)/.made
+	$(RUN) -m tests.bench.speed
+
+bench-million: $(VENV)/.dev
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m tests.bench.million
 
 lock: $(VENV)/.runtime
 	$(RUN) deploy/lock/lock.py $(if $(UPGRADE),--upgrade)

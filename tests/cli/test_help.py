@@ -38,6 +38,7 @@ COMMANDS = {
         "train",
         "dry-run",
         "report",
+        "bench",
         "audit",
         "pause",
         "resume",
