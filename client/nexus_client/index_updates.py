@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Final
 
@@ -28,15 +29,15 @@ class IndexUpdates:
 
     def __init__(self, place: SiteHome, settings: SiteSettings, base: str) -> None:
         self._place, self._settings, self._base = place, settings, base
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._next = 0.0
 
     def look(self, made: Manifest | None, *, now: bool) -> None:
         """Begin an update where the index is behind; looks only every few seconds, or ``now``."""
         if self._process is not None:
-            if self._process.poll() is None:
+            if (code := self._process.poll()) is None:
                 return
-            self._end(self._process)
+            self._end(code)
         if time.monotonic() < self._next and not now:
             return
         self._next = time.monotonic() + LOOKS_EVERY_SECONDS
@@ -50,9 +51,10 @@ class IndexUpdates:
         root = self._place.settings_folder.parent
         home = () if root == ETC else ("--home", str(root))
         log.info("the index is updated")
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads meanwhile could fill
         self._process = subprocess.Popen(
             [*PROGRAM, *home, "--site", self._place.site, "index"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said,
         )  # fmt: skip
         os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
 
@@ -62,9 +64,11 @@ class IndexUpdates:
             self._process.terminate()
             self._process.wait()
 
-    def _end(self, process: subprocess.Popen[str]) -> None:
-        said = process.communicate()[1].strip().splitlines()
+    def _end(self, code: int) -> None:
+        with self._said as said:
+            said.seek(0)
+            last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
         self._process = None
-        if process.returncode:
-            log.error("the index was not updated: %s", said[-1] if said else f"exit code {process.returncode}")
+        if code:
+            log.error("the index was not updated: %s", last if code > 0 else f"it was ended by signal {-code}")
             self._next = time.monotonic() + TRIES_AGAIN_SECONDS

@@ -71,10 +71,10 @@ def one_process(home: Path, graphs: Path, precision: str) -> None:
         usage = served.embed(["pain " * 300] * 64)["usage"]
         seconds = time.monotonic() - before
         after, cut = resident(served.process.pid), usage["cut_texts"]
+        took = [f"{np.median(one):.1f}, {np.percentile(one, 95):.1f} ms" for one in (embed, search)]
         print(f"{precision}: first answer {ready:.2f} s after the start; {idle:.0f} MB idle, {after:.0f} MB after "
-              f"{cut} x 256 word pieces in {seconds:.1f} s; a question (median, 95 %): "
-              f"embedded {np.median(embed):.1f}, {np.percentile(embed, 95):.1f} ms; searched in {len(rows)} rows {np.median(search):.1f}, "
-              f"{np.percentile(search, 95):.1f} ms")  # fmt: skip
+              f"{cut} x 256 word pieces in {seconds:.1f} s; a question (median, 95 %): embedded {took[0]}; "
+              f"searched in {len(rows)} rows {took[1]}")  # fmt: skip
 
 
 def swaps(home: Path, graphs: Path, requests: int) -> None:
