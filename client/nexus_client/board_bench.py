@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -148,7 +148,8 @@ def _megabytes(name: str) -> float:
 
 def _measure(precision: Precision, graph: str, base: str, threads: str, seconds: str, model: str) -> None:
     encoder = LightEncoder(Path(graph), Path(base), int(threads))
-    adapter = LightAdapter.of(StoredAdapter.read(Path(model)) if model else None)
+    stored = StoredAdapter.read(Path(model)) if model else None
+    adapter = LightAdapter(stored.layout, stored.vector) if stored else None
     states = adapter is not None and adapter.reads_states
 
     def embed(text: str) -> object:
@@ -196,7 +197,7 @@ def _limit(base: str, query: str, passage: str, seconds: str) -> None:
     _tell(each | {"gflops": 2 * 1536**3 / large / 1e6})
 
 
-def _tell(found: dict[str, object]) -> None:
+def _tell(found: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
 

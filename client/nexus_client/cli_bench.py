@@ -50,7 +50,7 @@ def _bench(
         settings, shelf = place.settings(), Shelf(place)
         name = shelf.models.in_use
         base = settings.base_folder
-        model = None if name == BASE else shelf.folder / f"{name}.safetensors"
+        model = None if name == BASE else shelf.file_of(name)
         report = measured(base, place.state / "onnx" / base_hash(base)[:16], name, model, settings.cpu_threads)
     limit = report.limit
     rows = [

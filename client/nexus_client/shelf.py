@@ -130,7 +130,7 @@ class Shelf:
         """A held model; None for the base model, NexusError where there is none of this name."""
         if name == BASE:
             return None
-        found = StoredAdapter.read(self._file(name)) if self.models.named(name) else None
+        found = StoredAdapter.read(self.file_of(name)) if self.models.named(name) else None
         if found is None:
             raise NexusError(f"there is no model {name!r} here{self.models.known}")
         return found
@@ -146,7 +146,7 @@ class Shelf:
             name=name, kind=kind, number=adapter.number, run=run, at=time.time(), accepted=accepted, reason=reason
         )
         with self._alone():
-            adapter.write(self._file(name))
+            adapter.write(self.file_of(name))
             choice = {"chosen": name, "why": reason} if chosen else {}
             self._write(lambda old: _pruned(old.model_copy(update=choice), held))
         return name
@@ -188,7 +188,8 @@ class Shelf:
         """The full name of what a person or client asks for: a name, a kind (its newest), or a version's number."""
         return self.models.resolve(asked)
 
-    def _file(self, name: str) -> Path:
+    def file_of(self, name: str) -> Path:
+        """Where a model's numbers lie."""
         return self.folder / f"{name}.safetensors"
 
     def _set(self, **changes: object) -> None:
@@ -198,7 +199,7 @@ class Shelf:
     def _write(self, change: Callable[[Models], Models]) -> None:
         models = change(self.models)
         write_durably(self.file, models.model_dump_json().encode())
-        wanted = {self._file(one.name) for one in models.held}
+        wanted = {self.file_of(one.name) for one in models.held}
         for file in set(self.folder.glob("*.safetensors")) - wanted:
             file.unlink(missing_ok=True)
 

@@ -20,8 +20,9 @@ def nexus(folder: Path, base: str, threads: int, precision: str) -> Embed:
     from nexus_common.versions import StoredAdapter
 
     encoder = LightEncoder(folder / f"encoder-{precision}.onnx", Path(base), threads)
-    adapter = LightAdapter.of(StoredAdapter.read(folder / "adapter.safetensors"))
-    assert adapter is not None
+    stored = StoredAdapter.read(folder / "adapter.safetensors")
+    assert stored is not None
+    adapter = LightAdapter(stored.layout, stored.vector)
 
     def embed(texts: Sequence[str]) -> list[Any]:
         encoded = (encoder.encode(ids, states=True) for ids in encoder.pieces(texts).ids)
