@@ -141,11 +141,10 @@ def line_of(passage: Passage) -> bytes:
 def current_name(folder: Path) -> str | None:
     """Which generation is current, None where there is no index yet."""
     try:
-        return (folder / "CURRENT").read_text(encoding="ascii").strip()
+        name = (folder / "CURRENT").read_bytes().decode("ascii", "replace").strip()
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise damaged(folder) from None
+    return name if name.isdigit() else None
 
 
 def open_current(folder: Path) -> Generation | None:
@@ -161,12 +160,9 @@ def open_current(folder: Path) -> Generation | None:
         except (ValueError, OSError, EOFError, ValidationError) as broken:
             problem = broken
             break
-    raise damaged(folder) from problem
-
-
-def damaged(folder: Path) -> NexusError:
-    """With the remedy."""
-    return NexusError(f"the index in {folder} is damaged; delete that folder, and `nexus-client index` makes it again")
+    raise NexusError(
+        f"the index in {folder} is damaged ({type(problem).__name__}); `nexus-client index` makes it again"
+    ) from problem
 
 
 def _rows(folder: Path, name: str) -> Rows:

@@ -92,7 +92,10 @@ class IndexBuild:
 
     def __init__(self, place: SiteHome, asked: Iterable[str]) -> None:
         self.place, self.folder, self.settings = place, place.index_folder, place.settings()
-        self.old = open_current(self.folder)
+        try:
+            self.old = open_current(self.folder)
+        except NexusError:  # damaged: made again, from the vectors that are kept
+            self.old = None
         self._made = self.old.manifest if self.old else None
         self.base = base_hash(self.settings.base_folder)
         self.needed = needed(place, self.settings, self.base, self._made, asked)

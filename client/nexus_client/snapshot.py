@@ -98,9 +98,16 @@ class Snapshots:
                 adapters[name] = light_model(self._shelf, name, self._base)
             except NexusError as problem:
                 unusable[name] = str(problem)
-        generation = old.generation if old else None
-        if generation is None or generation.name != current_name(self._place.index_folder):
-            generation = open_current(self._place.index_folder)
-            if generation is not None and generation.manifest.base != self._base:
-                generation = None
+        generation = self._generation(old.generation if old else None)
         return Snapshot(models, served if models.named(served) else BASE, adapters, unusable, generation)
+
+    def _generation(self, old: Generation | None) -> Generation | None:
+        """The current one; where it cannot be used the old one, until an update has made another."""
+        if old is not None and old.name == current_name(self._place.index_folder):
+            return old
+        try:
+            found = open_current(self._place.index_folder)
+        except NexusError as problem:
+            log.error("%s", problem)
+            return old
+        return found if found is not None and found.manifest.base == self._base else old

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -145,6 +146,7 @@ def test_long_texts_are_cut_and_counted(served: Serving) -> None:
     assert 'nexus_model_info{search="winter-6",served="winter-6"} 1.0' in metrics
     assert "nexus_index_rows 6.0" in metrics
     assert "word" not in metrics
+    assert "torch" not in Path(f"/proc/{served.process.pid}/maps").read_text()
 
 
 def test_a_swap_under_load_fails_no_request_and_mixes_nothing(tmp_path: Path, graphs: Path) -> None:
@@ -222,10 +224,16 @@ def test_it_ends_cleanly_on_sigterm_with_nothing_of_a_question_in_the_log(tmp_pa
         served.search("secretquestion")
         served.embed("secrettext")
         served.http.post("/v1/embeddings", content=b'{"input": "secretbroken')
+        body = json.dumps({"model": "nexus", "input": ["secretlong " * 200] * 500}).encode()
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        long = socket.create_connection(("127.0.0.1", served.port))
+        long.sendall(head.encode() + body)  # and it is being answered when the end comes
+        time.sleep(1)
         began = time.monotonic()
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(20) == 0
         assert time.monotonic() - began < 10
+        long.close()
         assert "secret" not in served.log
 
 
@@ -252,5 +260,6 @@ def test_a_wider_address_needs_a_token_and_a_token_opens_it(tmp_path: Path, grap
             for path in ("/search?q=x", "/metrics", "/v1/models"):
                 done = served.http.get(path, headers={"Authorization": wrong})
                 assert (done.status_code, done.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert "cannot listen on 127.0.0.1 port" in refusal("--port", str(served.port))
         for path in ("/healthz", "/"):
             assert served.http.get(path, headers={"Authorization": ""}).status_code == 200
