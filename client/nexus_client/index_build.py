@@ -22,53 +22,23 @@ from nexus_common.disk import sync_folder, write_durably
 from nexus_common.errors import NexusError
 from nexus_common.layout import WIDTH
 
-from nexus_client.corpus import Passage, passages_of, stamp
+from nexus_client.corpus import Passage, passages_of
 from nexus_client.data import read_rows
-from nexus_client.encoder_file import Precision, encoder_file
+from nexus_client.encoder_file import encoder_file
 from nexus_client.index import Generation, Manifest, current_name, line_of, norms_of, open_current, projections
 from nexus_client.index_files import write_array, write_file
+from nexus_client.index_needs import needed
 from nexus_client.light import LightEncoder
 from nexus_client.light_adapter import PLAIN, LightAdapter, head_of, pooled
 from nexus_client.light_models import light_model
 from nexus_client.scan import SCANNED_ROWS, sketch_of
-from nexus_client.shelf import BASE, Shelf
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.vectors import Progress, Vectors
 
 ENCODED_AT_ONCE: Final = 1024  # texts whose word pieces are in memory together
 KEPT_AT_ONCE: Final = 16  # texts whose vectors become durable together
 COPIED_AT_ONCE: Final = 8192
-
-
-@dataclass(frozen=True)
-class Needed:
-    """What the index has to be up to: ``models`` are names, ``asked`` those that only a person wanted in it."""
-
-    base: str
-    precision: Precision
-    stamp: str
-    models: frozenset[str]
-    in_use: str
-    asked: frozenset[str]
-
-    def covered_by(self, made: Manifest | None) -> bool:
-        """Whether a generation is still right."""
-        return (
-            made is not None
-            and (self.base, self.precision, self.stamp, self.in_use)
-            == (made.base, made.precision, made.stamp, made.in_use)
-            and self.models <= made.models.keys() | made.left_out.keys()
-        )
-
-
-def needed(place: SiteHome, settings: SiteSettings, base: str, made: Manifest | None, asked: Iterable[str]) -> Needed:
-    """Found by looking at files' dates and the list of models alone."""
-    models = Shelf(place).models
-    wanted = {*asked, *(name for name in (made.asked if made else ()) if models.named(name))}
-    return Needed(
-        base, settings.precision, stamp(settings.data, place.settings_folder),
-        frozenset({BASE, models.in_use, models.served or BASE} | wanted), models.in_use, frozenset(wanted),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Final
 from nexus_common.errors import NexusError
 
 from nexus_client.index import Manifest
-from nexus_client.index_build import needed
+from nexus_client.index_needs import needed
 from nexus_client.site import ETC, SiteHome, SiteSettings
 
 log = logging.getLogger(__name__)
