@@ -67,7 +67,7 @@ def write_folder(base: Path, folder: Path, adapter: tuple[Layout, Vector] | None
     for module in kept:
         if (base / module["path"]).is_dir() and module["path"]:  # what has no configuration may have no folder
             shutil.copytree(base / module["path"], folder / module["path"], copy_function=shutil.copyfile)
-    listed = [{"idx": i} | {k: v for k, v in module.items() if k != "idx"} for i, module in enumerate(kept)]
+    listed = [*kept]
     for i, one in enumerate(added, len(kept)):
         kind = one if isinstance(one, str) else "Dense"
         path = folder / f"{i}_{kind}"

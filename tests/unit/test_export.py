@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ from nexus_client import stock_modules
 from nexus_client.agent_api import EvaluateReport
 from nexus_client.cli import main
 from nexus_client.embed import default_base, loaded
-from nexus_client.export_checks import PROBES, live_vectors
+from nexus_client.export_checks import PROBES, judge_int8, live_vectors
+from nexus_client.onnx_graph import Runner
 from nexus_client.shelf import Kind, Shelf
 from nexus_client.site import SiteHome
 from nexus_common import audit
@@ -66,6 +67,12 @@ def call(place: SiteHome, *args: str) -> int:
     return main(["--home", str(place.settings_folder.parent), "export", *args])
 
 
+def test_a_site_without_a_model_is_told_so(tmp_path: Path, graphs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = make_place(tmp_path, graphs)
+    assert call(place, str(tmp_path / "out"), "--model", "federated") == 1
+    assert "there is no federated model here yet; here are: base" in capsys.readouterr().err
+
+
 @dataclass(frozen=True)
 class Made:
     """A site, and what its commands printed, by form."""
@@ -97,6 +104,33 @@ def lines_of(printed: str) -> dict[str, str]:
     """The lines of Python in a command's output, by library."""
     blocks = re.split(r"^# (.*)\n", printed, flags=re.MULTILINE)[1:]
     return dict(zip(blocks[::2], (block.strip() for block in blocks[1::2]), strict=True))
+
+
+def test_the_card_says_who_may_have_it_and_how_it_was_made(made: Made) -> None:
+    for form, (kind, layout) in FORMS.items():
+        card = (made.folder / form / "README.md").read_text()
+        assert str(layout) in card
+        assert "epsilon: none (records are not protected)" in card
+        assert "Not evaluated" in card
+        for lines in lines_of(made.printed[form]).values():
+            assert lines in card, "the card has the lines that the command prints"
+        told = "confidential among these sites" if kind == "federated" else "it can reveal that text"
+        assert told in card
+        assert told in made.printed[form], "it is said on the screen too"
+        assert ("5.4 or later" if layout.salience is not None else "3.4 or later") in card
+    card = (made.folder / "tanh" / "README.md").read_text()
+    plan = make_plan(["a", "b", "c"], name="winter", purpose="finding leaflets")
+    for fact in (
+        "this site does not take it: so it was judged",
+        "run winter: version 1 of",
+        "3 sites",
+        plan.hash.hex(),
+        "finding leaflets",
+        "Apache-2.0",
+    ):
+        assert fact in card
+    assert "hospital" not in card
+    assert "nothing from any site" in (made.folder / "base" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -150,33 +184,6 @@ def test_the_printed_lines_give_the_live_models_vectors_where_nexus_is_not(
         assert np.abs(np.array(vectors) - live[form]).max() < 1e-5, library
 
 
-def test_the_card_says_who_may_have_it_and_how_it_was_made(made: Made) -> None:
-    for form, (kind, layout) in FORMS.items():
-        card = (made.folder / form / "README.md").read_text()
-        assert str(layout) in card
-        assert "epsilon: none (records are not protected)" in card
-        assert "Not evaluated" in card
-        for lines in lines_of(made.printed[form]).values():
-            assert lines in card, "the card has the lines that the command prints"
-        told = "confidential among these sites" if kind == "federated" else "it can reveal that text"
-        assert told in card
-        assert told in made.printed[form], "it is said on the screen too"
-        assert ("5.4 or later" if layout.salience is not None else "3.4 or later") in card
-    card = (made.folder / "tanh" / "README.md").read_text()
-    plan = make_plan(["a", "b", "c"], name="winter", purpose="finding leaflets")
-    for fact in (
-        "this site does not take it: so it was judged",
-        "run winter: version 1 of",
-        "3 sites",
-        plan.hash.hex(),
-        "finding leaflets",
-        "Apache-2.0",
-    ):
-        assert fact in card
-    assert "hospital" not in card
-    assert "nothing from any site" in (made.folder / "base" / "README.md").read_text()
-
-
 def test_8_bit_weights_are_judged_by_the_hold_out(made: Made) -> None:
     card = (made.folder / "all" / "README.md").read_text()
     found = re.search(r"score ([\d.]+) in place of ([\d.]+), over (\d+) questions", card)
@@ -185,6 +192,26 @@ def test_8_bit_weights_are_judged_by_the_hold_out(made: Made) -> None:
     there = {path.name for path in (made.folder / "all" / "onnx").iterdir()}
     kept = float(found[2]) - float(found[1]) <= 1
     assert there == {"fp32.onnx", "tokenizer.json"} | ({"int8.onnx"} if kept else set())
+
+
+def test_a_graph_that_loses_too_much_is_left_out(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(exporting, "MOST_LOST", -1.0)
+    assert call(made.place, str(made.folder / "less"), "--model", "base", "--onnx") == 0
+    assert "no 8-bit graph: it finds worse here (score " in capsys.readouterr().out
+    assert {path.name for path in (made.folder / "less" / "onnx").iterdir()} == {"fp32.onnx", "tokenizer.json"}
+
+
+@pytest.mark.parametrize(("share", "path", "said"), [("0.0", "rows", "no hold-out"), ("0.3", "none", "cannot be read")])
+def test_where_nothing_can_judge_it_is_said(tmp_path: Path, graphs: Path, share: str, path: str, said: str) -> None:
+    place = make_place(tmp_path, graphs)
+    text = place.settings_file.read_text().replace("rows.jsonl", f"{path}.jsonl")
+    place.settings_file.write_text(f"holdout_share = {share}\n{text}")
+    unused = cast(Runner, None)
+    told = judge_int8(exporting.Workspace(place, place.settings()), unused, unused)
+    assert isinstance(told, str)
+    assert said in told
 
 
 def test_force_replaces_an_export_and_json_tells_what_the_screen_does(
@@ -277,12 +304,6 @@ def test_what_cannot_be_exported_is_refused(
     assert call(made.place, str(made.folder / where), "--model", model) == 1
     assert said in capsys.readouterr().err
     assert not (made.folder / "new").exists()
-
-
-def test_a_site_without_a_model_is_told_so(tmp_path: Path, graphs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = make_place(tmp_path, graphs)
-    assert call(place, str(tmp_path / "out"), "--model", "federated") == 1
-    assert "there is no federated model here yet; here are: base" in capsys.readouterr().err
 
 
 def test_a_model_over_another_base_is_refused(tmp_path: Path, graphs: Path, capsys: pytest.CaptureFixture[str]) -> None:
