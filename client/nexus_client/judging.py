@@ -43,20 +43,21 @@ class Judging:
     ) -> None:
         self.workspace, self.consent, self.shelf = workspace, consent, Shelf(workspace.place)
         self._busy, self._alone, self._came = busy, alone, threading.Event()
-        self._came.set()  # what came before the last crash
+        self._unjudged = True  # what came before the last crash
 
     def version_came(self) -> None:
-        """Look at the newest version soon."""
+        """Look at the newest version now."""
+        self._unjudged = True
         self._came.set()
 
     def run(self) -> None:
         """Work for ever."""
         while True:
             wait = LOOK_SECONDS
+            self._came.clear()
             try:
-                if self._came.is_set():
-                    self._came.clear()
-                    judge_newest(self.workspace, self.consent)
+                if self._unjudged:
+                    self._judge()
                 elif time.time() - self._busy() > IDLE_SECONDS:
                     self.choose()
             except _Busy:
@@ -68,6 +69,14 @@ class Judging:
                 log.exception("judging met a fault; it is tried again")
                 wait = AGAIN_SECONDS
             self._came.wait(wait)
+
+    def _judge(self) -> None:
+        self._unjudged = False  # before: one may come meanwhile
+        try:
+            judge_newest(self.workspace, self.consent)
+        except BaseException:
+            self._unjudged = True
+            raise
 
     def choose(self) -> None:
         """Compare all models, where version or rows have changed since that was done."""

@@ -304,5 +304,8 @@ class SiteRounds:
             return
         self.consent.audit.append("version received", plan=plan, version=version.number, sha256=digest)
         version.write(self.workspace.place.federated_file)
-        call_back(Shelf(self.workspace.place), version)
+        try:
+            call_back(Shelf(self.workspace.place), version)
+        except NexusError as problem:
+            log.error("%s", problem)  # then no model of the list can be used either; the round goes on
         self._on_version()

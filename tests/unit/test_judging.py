@@ -263,7 +263,6 @@ def test_an_idle_site_chooses_and_a_round_puts_it_off(workspace: Workspace, monk
     worked = [time.time()]
     made = Judging(workspace, Consent(workspace.place), lambda: worked[0], threading.Lock())
     shelf = comes(workspace, 1, taught(workspace, "choose"))
-    made._came.clear()
     with pytest.raises(judging._Busy):
         made.choose()
     assert not any(held.kind == "personal" for held in shelf.models.held)
@@ -290,13 +289,13 @@ def test_a_fault_of_judging_ends_neither_the_thread_nor_the_agent(
         raise ValueError("a fault")
 
     monkeypatch.setattr(judging, "judge_newest", fails)
+    monkeypatch.setattr(judging, "AGAIN_SECONDS", 0.02)
     thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
-    for count in (1, 2):
-        for _ in range(200):
-            if len(calls) >= count:
-                break
-            time.sleep(0.01)
-        assert len(calls) == count
-        made.version_came()
+    for _ in range(1000):
+        if len(calls) >= 3:
+            break
+        time.sleep(0.01)
+    assert len(calls) >= 3, "it is tried again"
+    monkeypatch.setattr(judging, "judge_newest", lambda *_: None)
     assert thread.is_alive()

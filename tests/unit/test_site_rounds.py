@@ -299,6 +299,15 @@ def test_what_the_server_takes_back_is_out_of_use_at_once_and_what_was_made_of_i
     assert (shelf.models.in_use, len(shelf.models.held)) == ("base", 1)
 
 
+def test_a_list_of_models_that_is_damaged_costs_no_round(site: SiteRounds) -> None:
+    prepared(site)
+    shelf = Shelf(site.workspace.place)
+    shelf.folder.mkdir()
+    shelf.file.write_text("{")
+    assert site.handle(train(1, LATER)) == wire.Trained(model_of(number=1, vector=LATER))
+    assert stored(site) == ("sim", 1)
+
+
 def test_a_version_that_is_here_already_is_not_logged_again(site: SiteRounds) -> None:
     prepared(site)
     for _ in range(3):
