@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from nexus_common.address import split_address
 from nexus_common.config import SiteName
 from nexus_common.errors import NexusError
 from nexus_common.rpc import Body
@@ -70,7 +71,8 @@ class Invite:
             ca = _bytes(parse_qs(parts.query, strict_parsing=True)["ca"][0])
             secret = _bytes(parts.password or "")
             address = parts.netloc.rpartition("@")[2]
-            whole = parts.scheme == "nexus" and len(ca) == 32 and len(secret) == 16 and parts.port and parts.hostname
+            split_address(address)
+            whole = parts.scheme == "nexus" and len(ca) == 32 and len(secret) == 16
             site = _SITE_NAME.validate_python(parts.username)
         except (ValueError, KeyError, ValidationError):
             whole = None

@@ -65,6 +65,7 @@ def test_a_damaged_line_raises_nothing_but_nexus_error(cuts: list[tuple[int, int
         LINE.replace(":8444", ""),
         LINE.replace(":8444", ":0"),
         LINE.replace(":8444", ":65536"),
+        LINE.replace("127.0.0.1", "\x80127.0.0.1"),
         LINE.replace("127.0.0.1", ""),
         LINE.replace("127.0.0.1", "[::1"),
         LINE.replace("hospital-a", "Hospital"),
