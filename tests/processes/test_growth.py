@@ -94,7 +94,8 @@ def reported(federation: Federation, newest: int) -> None:
     assert [trial["winner"] for trial in run["trials"]] == ["projection dendrite"]
     last = run["versions"][-1]
     assert (last["number"], last["arms"][0]["figures"]["score"]) == (newest, 0.6), "what this agent finds, unrounded"
-    assert {line["model"] for line in own["quality"]} == {"keyword", "base", "alone", "federated"}
+    models = {"keyword", "base", "alone", "federated", "personal", "in use"}
+    assert {line["model"] for line in own["quality"]} == models
     assert "Run growing" in page.read_text()
     wrong = federation.call("nexus-server", "report", "growin")
     assert (wrong.returncode, "did you mean 'growing'?" in wrong.stderr) == (1, True)
