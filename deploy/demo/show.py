@@ -139,6 +139,8 @@ def everything(
     console.print(
         f"\nTry next:\n  {client} --home {_near(home)}/sites --site hospital-a preview\n"
         f"  {client} --home {_near(home)}/sites --site hospital-a evaluate\n"
+        f"  {client} --home {_near(home)}/sites --site hospital-a search 'blood clot test' -k 3\n"
+        f"  {client} --home {_near(home)}/sites --site hospital-a export ./model\n"
         f"  {server} &\n  {server} models\n"
         f"  {client} --home {_near(home)}/sites --site hospital-a check\n"
         f"  {client} --home {_near(home)}/sites --site hospital-a plan show --html plan.html\n"
