@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -38,6 +39,7 @@ from nexus_client.train import local_update, warm_up
 from nexus_client.workspace import Readied, Workspace
 
 log = logging.getLogger(__name__)
+TAKEN: Final = ("version received", "version accepted")  # the second is how logs before its judging say the first
 
 
 @dataclass(frozen=True)
@@ -292,9 +294,9 @@ class SiteRounds:
         digest = vector_hash(message.vector)
         if digest == birth_hash(plan):
             return True
-        wanted = ("version received", plan.hash.hex(), message.round, digest)
-        lines = read(self.workspace.place.audit_file)
-        return any((e["event"], e.get("plan"), e.get("version"), e.get("sha256")) == wanted for e in lines)
+        wanted = (plan.hash.hex(), message.round, digest)
+        lines = (line for line in read(self.workspace.place.audit_file) if line["event"] in TAKEN)
+        return any((line.get("plan"), line.get("version"), line.get("sha256")) == wanted for line in lines)
 
     def _store(self, version: StoredAdapter) -> None:
         there = StoredAdapter.read(self.workspace.place.federated_file)

@@ -280,6 +280,16 @@ def test_after_a_withdrawal_a_version_can_be_called_back_and_nothing_new_comes(s
     assert stored(site) == ("sim", 0), "the base model's own output is always harmless"
 
 
+def test_a_log_from_before_versions_were_judged_says_what_was_here(site: SiteRounds) -> None:
+    prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, OTHER))
+    known = {"plan": PLAN.hash.hex(), "version": 3, "sha256": vector_hash(LATER)}
+    site.consent.audit.append("version accepted", **known)
+    withdraw(site.consent)
+    assert refused(site, wire.Deliver(PLAN.hash, 3, 0, OTHER)) == "plan-withdrawn"
+    site.handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
+    assert stored(site) == ("sim", 3)
+
+
 def test_what_the_server_takes_back_is_out_of_use_at_once_and_what_was_made_of_it(site: SiteRounds) -> None:
     shelf = Shelf(site.workspace.place)
     prepared(site)
