@@ -117,8 +117,8 @@ class Version:
 class Rejection:
     """A version that its cohort voted down: ``votes`` is the sum over ``sites`` sites.
 
-    ``back_to`` is in use again, where there is one.  ``stopped``: the run went back to that one before, so it has ended
-    until a person says otherwise.
+    ``back_to`` is in use again, where there is one.  ``stopped``: the run went back to that one before, or too often,
+    so it has ended until a person says otherwise.
     """
 
     run: str
@@ -139,6 +139,6 @@ class Rejection:
         if not self.stopped:
             return told
         return (
-            f"{told}, for the second time, so the run has stopped: find out what spoils it (`nexus-server report "
+            f"{told}; it was not the first time, so the run has stopped: find out what spoils it (`nexus-server report "
             f"{self.run}`; perhaps a plan without a site), or let it go on with `nexus-server train {self.run}`"
         )

@@ -218,8 +218,10 @@ class Conductor:
         rejection = take_back(self.registry, self.audit, run, found.reported)
         if rejection is None:
             return False
-        if rejection.stopped or run.done >= run.plan.rounds:
-            self._end(run, STOPPED if rejection.stopped else FINISHED)
+        if rejection.stopped:  # it has been stopped in the same transaction
+            self._end(replace(run, state=STOPPED), STOPPED)
+        elif run.done >= run.plan.rounds:
+            self._end(run, FINISHED)
         return True
 
     def _commit(self, run: Run, found: Sum, seconds: float | None, received: int | None) -> None:

@@ -95,8 +95,7 @@ class Runs(Sums):
         """
         version, state = self._versions.store({"vector": vector}), self._optimisers.store(optimiser)
         with self.transaction() as db:
-            newest = "SELECT number, state FROM versions WHERE run = ? ORDER BY number DESC LIMIT 1"
-            if db.execute(newest, (run.plan.name,)).fetchone() not in ((run.round, MADE), (run.round, MIDPOINT)):
+            if not _trainable(db, run):
                 return False
             made = _version(run.plan.name, run.round + 1, version, stage)
             insert(db, "versions", made | {"cohort": json.dumps(cohort), "seconds": seconds, "bytes_up": bytes_up})
@@ -118,11 +117,11 @@ class Runs(Sums):
 
         ``because`` of votes: they are kept with all that was reported, and the sum that they came in is done with.
 
-        False, and nothing is changed, where a round was committed meanwhile.
+        False, and nothing is changed, where a round was committed meanwhile, or what was voted on withdrawn.
         """
         vector = self._versions.store({"vector": midpoint})
         with self.transaction() as db:
-            if _newest(db, run.plan.name) != run.round:
+            if _newest(db, run.plan.name) != run.round or (because and not _trainable(db, run)):
                 return False
             db.execute(
                 "UPDATE versions SET state = ? WHERE run = ? AND number > ? AND state = ?",
@@ -142,7 +141,7 @@ class Runs(Sums):
         version = self._versions.store({"vector": vector})
         with self.transaction() as db:
             db.execute("DELETE FROM openings WHERE run = ?", (run.plan.name,))
-            if _newest(db, run.plan.name) != run.round:
+            if not _trainable(db, run):
                 return False
             insert(db, "versions", _version(run.plan.name, run.round + 1, version, run.stage) | {"state": MIDPOINT})
         return True
@@ -226,6 +225,13 @@ class Runs(Sums):
 def _plan(canonical: bytes) -> Plan:
     """Read once: a run is asked for many times a second, and a plan with many stages takes long to check."""
     return Plan.model_validate_json(canonical)
+
+
+def _trainable(db: sqlite3.Connection, run: Run) -> bool:
+    """Whether the version that a run's round began from is still its newest, and not taken out of use."""
+    newest = "SELECT number, state FROM versions WHERE run = ? ORDER BY number DESC LIMIT 1"
+    found = db.execute(newest, (run.plan.name,)).fetchone()
+    return found in ((run.round, MADE), (run.round, MIDPOINT))
 
 
 def _newest(db: sqlite3.Connection, run: str) -> int:

@@ -3,12 +3,13 @@
 A vote is known in the sum over a round only: 1 where a site's hold-out shows the version to be better than the base
 model, -1 where worse.  The sum comes with the round that trains on the version, so what that round made of it goes too.
 Training goes on between the last good version and the rejected one, as after a rollback by hand: no weights are opened
-twice.  A run that goes back to the same version again stops, and a person decides.
+twice.  A run that goes back to the same version again, or for the third time, stops, and a person decides.
 """
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from nexus_common.audit import AuditLog
 from nexus_common.tail import Reported
@@ -18,6 +19,7 @@ from nexus_server.records import MADE, Rejection, Run
 from nexus_server.registry import Registry
 
 log = logging.getLogger(__name__)
+MOST_REJECTIONS: Final = 3  # in a run: or one site that lies could have versions taken back for ever
 
 
 def voted_down(run: Run, reported: Sequence[Mapping[str, Reported]]) -> Reported | None:
@@ -40,13 +42,15 @@ def take_back(
         return None
     before = [one.number for one in registry.versions(name) if one.state == MADE and one.number < run.round]
     good = max(before, default=None)
-    again = good is None or good in {rejection.back_to for rejection in registry.rejections(name)}
+    earlier = registry.rejections(name)
+    again = good is None or good in {one.back_to for one in earlier} or len(earlier) + 1 >= MOST_REJECTIONS
     rejection = Rejection(name, run.round, votes.value, votes.sites, good, again, time.time())
     log.error("run %s: %s", name, rejection)
     told = {"version": run.round, "votes": int(votes.value), "sites": votes.sites, "back_to": good}
     audit.append("version voted down", plan=run.plan.hash.hex(), **told)
     if good is None:
         registry.note_rejection(rejection, reported)
-    else:
-        registry.roll_back(run, good, *back_to(registry, run, good), (rejection, reported))
+    elif not registry.roll_back(run, good, *back_to(registry, run, good), (rejection, reported)):
+        audit.append("version voted down void", plan=run.plan.hash.hex(), version=run.round)
+        return None  # a person rolled back or withdrew it meanwhile
     return rejection

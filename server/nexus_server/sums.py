@@ -10,7 +10,7 @@ from nexus_common.secagg.server import Opening
 from nexus_common.tail import Reported
 
 from nexus_server.database import Database, insert
-from nexus_server.records import Rejection
+from nexus_server.records import RUNNING, STOPPED, STOPPING, Rejection
 
 _FIELDS: Final = ("adverts", "slot", "model_hash", "message", "masked")
 
@@ -91,8 +91,11 @@ class Sums(Database):
 
 
 def write_rejection(db: sqlite3.Connection, rejection: Rejection, reported: Sequence[Mapping[str, Reported]]) -> None:
-    """Within a transaction: that a version was voted down, with all that was reported of it."""
+    """Within a transaction: that a version was voted down, with all that was reported of it; it may end the run."""
     insert(db, "rejections", asdict(rejection) | {"stopped": int(rejection.stopped)})
+    if rejection.stopped:
+        change = "UPDATE runs SET state = ? WHERE name = ? AND state IN (?, ?)"
+        db.execute(change, (STOPPED, rejection.run, RUNNING, STOPPING))
     write_figures(db, rejection.run, rejection.version, reported)
 
 

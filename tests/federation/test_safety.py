@@ -1,5 +1,6 @@
 """A version that its cohort votes down is taken back by the server; a run that is spoilt twice stops and says why."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from nexus_common.plan import Plan
 from nexus_common.tail import Reported
 from nexus_common.versions import trained_from
 from nexus_server.admin_models import ModelAdministration
-from nexus_server.records import FINISHED, MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPED
+from nexus_server.lineage import back_to
+from nexus_server.records import FINISHED, MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPED, WITHDRAWN, Rejection
 from nexus_server.registry import Registry
 from nexus_server.run_report import report_of
 from nexus_server.safety import voted_down
@@ -28,11 +30,13 @@ class Voter(SimSite):
         super().__init__(name, plan)
         self.spoils: set[int] = set()
         self.votes = True
+        self.meanwhile: Callable[[], object] = lambda: None
         self.opened: list[bytes] = []
         self._round = 0
 
     def __call__(self, message: wire.Message) -> wire.Message:
         if isinstance(message, wire.TrainRound):
+            self.meanwhile()
             self._round = message.round
             begins = trained_from(self.plan, message.round, wire.unpack(message.vector, self.plan.stages[0]))
             self.opened.append(wire.pack(begins))
@@ -104,12 +108,56 @@ def test_a_run_that_goes_back_to_the_same_version_again_stops_and_a_person_lets_
     assert (first.back_to, first.stopped) == (1, False)
     assert (second.back_to, second.stopped) == (1, True)
     assert federation.state == STOPPED
-    assert "for the second time, so the run has stopped" in str(second)
+    assert "it was not the first time, so the run has stopped" in str(second)
     voter(federation, "bank-a").spoils = set()
     federation.registry.set_state("sim", RUNNING, expected=STOPPED)
     federation.turns(12)
     assert federation.state == FINISHED
     assert federation.registry.in_use("sim") == federation.registry.versions("sim")[-1].number
+
+
+def test_the_third_time_a_run_stops_whichever_version_it_goes_back_to(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, {1})
+    for number in (90, 91):
+        federation.registry.note_rejection(Rejection("sim", number + 5, -4, 4, number, False, 0.0), [])
+    federation.turns(3)
+    assert federation.registry.rejections("sim")[-1].stopped
+    assert federation.state == STOPPED
+
+
+def test_the_end_of_a_run_is_durable_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = federation_of(tmp_path, {1, 3}, rounds=6)
+
+    def dies(*_: object, **__: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Registry, "set_state", dies)
+    with pytest.raises(KeyboardInterrupt):
+        federation.turns(8)
+    assert federation.registry.rejections("sim")[-1].stopped
+    assert federation.state == STOPPED
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["rolled back", "withdrawn"])
+def test_what_a_person_does_meanwhile_is_not_undone_by_votes(tmp_path: Path, back: bool) -> None:
+    federation = federation_of(tmp_path, {1})
+    federation.turns(2)
+    run, done = federation.registry.run("sim"), list[bool]()
+    assert run is not None
+
+    def meanwhile() -> None:
+        if not done:
+            done.append(True)
+            if back:
+                federation.registry.roll_back(run, 0, *back_to(federation.registry, run, 0))
+            else:
+                federation.registry.withdraw("sim", 2, 2)
+
+    voter(federation, "bank-a").meanwhile = meanwhile
+    federation.turns(1)
+    assert states(federation) == ([MADE, ROLLED_BACK, ROLLED_BACK, MIDPOINT] if back else [MADE, MADE, WITHDRAWN])
+    assert federation.registry.rejections("sim") == []
+    assert "version voted down void" in [line["event"] for line in audit.read(federation.audit.path)]
 
 
 def test_the_last_version_of_a_run_is_taken_back_too(tmp_path: Path) -> None:
