@@ -1,8 +1,8 @@
 """``nexus-client bench``: what search does on this machine, and the machine's own limit beside it.
 
 Each precision runs in a process of its own that loads what ``serve`` loads, so start and memory are a server's.  The
-limit is what the encoder's weight products alone take in float32 (numpy's BLAS, weights too large for a cache to keep
-from one text to the next): an 8-bit graph can be below it, nothing in float32 can.  The texts are built in; nothing of
+limit is what the encoder's weight products alone take in float32 with numpy's BLAS, weights too large for a cache to
+keep from one text to the next: an 8-bit graph can be below it.  The texts are built in; nothing of
 the site's is read but settings and the model.
 """
 
@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
+from nexus_common.errors import NexusError
 from nexus_common.rpc import Body
 from nexus_common.versions import StoredAdapter
 
@@ -95,11 +96,12 @@ def bench(base: Path, graphs: Path, name: str, model: Path | None, threads: int,
         began = time.monotonic()
         command = ["measure", precision, str(graph), str(base), str(threads), str(seconds), str(model or "")]
         with _child(command, threads) as child:
-            answered = time.monotonic() - began if child.readline() else float("nan")
-            measured.append(Measured(start_seconds=answered, **json.loads(child.readline())))
+            _told(child)
+            answered = time.monotonic() - began
+            measured.append(Measured(start_seconds=answered, **_told(child)))
     first = measured[0]
     with _child(["limit", str(base), str(first.query_pieces), str(first.pieces), str(seconds)], threads) as child:
-        limit = Limit(**json.loads(child.readline()))
+        limit = Limit(**_told(child))
     return BoardReport(machine=_machine(), model=name, threads=threads, measured=measured, limit=limit)
 
 
@@ -109,8 +111,14 @@ def _child(arguments: list[str], threads: int) -> Iterator[Any]:
     command = [sys.executable, "-m", "nexus_client.board_bench", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         yield process.stdout
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def _told(child: IO[str]) -> dict[str, Any]:
+    """The next line of a process that measures; NexusError where it has ended."""
+    if not (line := child.readline()):
+        raise NexusError("the process that measures has ended; what it said stands above")
+    found: dict[str, Any] = json.loads(line)
+    return found
 
 
 def _machine() -> str:

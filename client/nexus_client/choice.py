@@ -18,7 +18,8 @@ from nexus_client.alone import default_recipe, train_alone
 from nexus_client.evaluate import Floats
 from nexus_client.judge import row_scores
 from nexus_client.personal import OnStep, candidates
-from nexus_client.shelf import BASE, Kind, Shelf, name_of
+from nexus_client.shelf import BASE, Gone, Kind, Shelf, name_of
+from nexus_client.taken import birth_hash
 from nexus_client.workspace import Workspace
 
 THE_BASE = "the base model"
@@ -48,47 +49,74 @@ def best_of(scores: Mapping[str, Floats], max_loss: float) -> Best:
 
 
 def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: None) -> dict[Kind, StoredAdapter]:
-    """Make what is missing of a site's models, choose, and put all on the shelf; the newest of each kind.
+    """Make what is missing of a site's models, choose, and put what is new on the shelf; the newest of each kind.
 
-    What was trained is trained again only where the version or the rows have changed.  ``on_step`` hears each training
-    step and may raise to put it off.
+    What is chosen now stays a candidate, and personal models are made of the newest version that the hold-out took:
+    one that it refused drives nothing good away.  What was trained is trained again only where version or rows have
+    changed.  ``on_step`` hears each training step and may raise to put it off.
     """
     shelf, received = Shelf(workspace.place), StoredAdapter.read(workspace.place.federated_file)
-    models, rivals = dict[Kind, StoredAdapter](), list[tuple[Layout, Vector]]()
     federated = newest(shelf, "federated", workspace.base_hash)
-    if federated:
-        models["federated"] = federated
+    taken = newest(shelf, "federated", workspace.base_hash, accepted=True) or federated
+    names, rivals = dict[str, StoredAdapter](), list[tuple[Layout, Vector]]()
+    models: dict[Kind, StoredAdapter] = {"federated": federated} if federated else {}
+    for held in shelf.models.held:
+        found = shelf.load(held.name)
+        wanted = held.name == shelf.models.chosen or _same(found, federated) or _same(found, taken)
+        if found and wanted and found.recipe.base_model == workspace.base_hash:
+            names[held.name] = found
     if workspace.material.train:
-        recipe = received.recipe if received else default_recipe(workspace)
+        of_base = received is not None and received.recipe.base_model == workspace.base_hash
+        recipe = received.recipe if received and of_base else default_recipe(workspace)
         models["alone"] = alone = train_alone(workspace, recipe, lambda done, _: on_step(done, 0.0))
-        if federated:
-            made_of = _made_of(workspace, federated, alone)
+        names[name_of(alone, "alone")] = alone
+        if taken:
+            made_of = _made_of(workspace, taken, alone)
             known = newest(shelf, "personal", workspace.base_hash)
             if known and known.trained_on == made_of:
                 rivals = [(known.layout, known.vector)]
             else:
-                readied, site = workspace.ready(federated.recipe), workspace.place.site
-                rivals = list(candidates(site, readied, federated, alone, on_step, workspace.layer))
-    tasks = workspace.material.choose
-    adapters = [(one.layout, one.vector) for one in models.values()]
-    base, *found = row_scores(workspace, tasks, [None, *adapters, *rivals])
-    scores, of_rivals = dict(zip(models, found, strict=False)), found[len(models) :]
-    if federated and rivals:
+                readied, site = workspace.ready(taken.recipe), workspace.place.site
+                rivals = list(candidates(site, readied, taken, alone, on_step, workspace.layer))
+    adapters = [(one.layout, one.vector) for one in names.values()]
+    base, *found_scores = row_scores(workspace, workspace.material.choose, [None, *adapters, *rivals])
+    scores, of_rivals = dict(zip(names, found_scores, strict=False)), found_scores[len(names) :]
+    if taken and rivals:
         at = int(np.argmax([rows.mean() for rows in of_rivals])) if len(base) else 0
         layout, vector = rivals[at]
-        models["personal"] = StoredAdapter(federated.plan, federated.number, vector, layout, made_of)
-        scores["personal"] = of_rivals[at]
-    for kind, rows in scores.items():
-        judged = compare(rows, base, max_loss)
-        shelf.put(models[kind], kind, accepted=judged.accepted, reason=judged.against(THE_BASE))
-    best = best_of({BASE: base} | {name_of(models[kind], kind): rows for kind, rows in scores.items()}, max_loss)
-    shelf.choose(best.name, best.reason, made_for(workspace, federated))
+        personal = StoredAdapter(taken.plan, taken.number, vector, layout, made_of)
+        models["personal"] = names[name_of(personal, "personal")] = personal
+        scores[name_of(personal, "personal")] = of_rivals[at]
+    for kind in ("alone", "personal"):
+        if (made := models.get(kind)) is not None and shelf.models.like(made, kind) is None:
+            judged = compare(scores[name_of(made, kind)], base, max_loss)
+            shelf.put(made, kind, accepted=judged.accepted, reason=judged.against(THE_BASE))
+    best = best_of({BASE: base} | scores, max_loss)
+    held_best = shelf.models.named(best.name)
+    if held_best and not held_best.accepted:  # refused by the small part of the hold-out alone
+        shelf.put(names[best.name], held_best.kind, accepted=True, reason=best.reason)
+    if (newer := StoredAdapter.read(workspace.place.federated_file)) is not None:
+        call_back(shelf, newer)  # what the server has taken back while this was compared
+    try:
+        shelf.choose(best.name, best.reason, made_for(workspace, federated))
+    except Gone:
+        return choose(workspace, max_loss, on_step)
     return models
 
 
-def newest(shelf: Shelf, kind: Kind, base_hash: str) -> StoredAdapter | None:
-    """The newest model of a kind over this base model."""
-    held = [one.name for one in shelf.models.held if one.kind == kind]
+def _same(one: StoredAdapter | None, other: StoredAdapter | None) -> bool:
+    return one is not None and other is not None and _hash(one) == _hash(other)
+
+
+def call_back(shelf: Shelf, version: StoredAdapter) -> None:
+    """Take out of use what the server has taken out of use by sending an earlier version of the same run."""
+    born = vector_hash(wire.pack(version.vector)) == birth_hash(version.plan)
+    shelf.call_back(version.plan.name, -1 if born and version.number == 0 else version.number)
+
+
+def newest(shelf: Shelf, kind: Kind, base_hash: str, *, accepted: bool = False) -> StoredAdapter | None:
+    """The newest model of a kind over this base model, or the newest that the hold-out took."""
+    held = [one.name for one in shelf.models.held if one.kind == kind and (one.accepted or not accepted)]
     found = shelf.load(held[-1]) if held else None
     return found if found and found.recipe.base_model == base_hash else None
 

@@ -117,10 +117,15 @@ class _Part:
     sections_split: int = 0
 
 
-def read_rows(sources: Sequence[DataSource], folder: Path, tokenizer: Path) -> SiteRows:
+class _Nothing(NexusError):
+    """A source is not there, or holds nothing at all."""
+
+
+def read_rows(sources: Sequence[DataSource], folder: Path, tokenizer: Path, *, or_nothing: bool = False) -> SiteRows:
     """Read all sources.  ``folder`` is that of site.toml, ``tokenizer`` the base model's tokenizer.json.
 
-    Raises NexusError that lists every source that is missing, unreadable or without a usable row.
+    Raises NexusError that lists every source that is missing, unreadable or without a usable row; ``or_nothing`` takes
+    a source that is missing, or without any row, for one whose text was deleted.
     """
     if not sources:
         raise NexusError('site.toml names no data; add [[data]] and path = "FILE or FOLDER" for each of your sources')
@@ -131,6 +136,8 @@ def read_rows(sources: Sequence[DataSource], folder: Path, tokenizer: Path) -> S
                 raise NexusError(f"{source.path} is named twice; take one [[data]] table out")
             parts[source.path] = _read(source, folder, tokenizer)
         except NexusError as fault:
+            if or_nothing and isinstance(fault, _Nothing):
+                continue
             faults.append(str(fault))
         except OSError as problem:
             faults.append(
@@ -148,7 +155,7 @@ def _read(source: DataSource, folder: Path, tokenizer: Path) -> _Part:
     path = folder / Path(source.path).expanduser()
     if not path.exists():
         looked = "" if str(path) == source.path else f" (looked for {path})"
-        raise NexusError(f"{source.path} does not exist{looked}; correct path in [[data]] of site.toml, or take it out")
+        raise _Nothing(f"{source.path} does not exist{looked}; correct path in [[data]] of site.toml, or take it out")
     if path.is_fifo() or path.is_char_device() or path.is_block_device():
         raise NexusError(f"{source.path} is a pipe or a device, and reading it might never end")
     suffix = path.suffix.lower()
@@ -174,7 +181,8 @@ def _read(source: DataSource, folder: Path, tokenizer: Path) -> _Part:
             ".txt and .md (PDF and Word are converted beforehand)"
         )
     if not part.rows:
-        raise NexusError(f"{source.path}: {what}{summary(part.problems)}")
+        kind = NexusError if part.problems else _Nothing
+        raise kind(f"{source.path}: {what}{summary(part.problems)}")
     return part
 
 

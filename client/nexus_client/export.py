@@ -100,7 +100,13 @@ def _subject(workspace: Workspace, shelf: Shelf, asked: str | None) -> Subject:
 
 def _outside(workspace: Workspace, target: Path) -> None:
     """An export does not belong where the site or the base model keeps its own."""
-    for what, folder in (("this site's state", workspace.place.state), ("the base model", workspace.base_folder)):
+    sources = [workspace.place.settings_folder / Path(one.path).expanduser() for one in workspace.settings.data]
+    text = [("this site's text, and would be taken for some of it", source) for source in sources if source.is_dir()]
+    for what, folder in (
+        ("this site's state", workspace.place.state),
+        ("the base model", workspace.base_folder),
+        *text,
+    ):
         if target.is_relative_to(folder.resolve()):
             raise NexusError(f"{target} lies in the folder of {what} ({folder}); name a place outside of it")
 

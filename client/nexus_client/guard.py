@@ -9,7 +9,8 @@ import hmac
 import logging
 import time
 import traceback
-from typing import Any, Final
+import weakref
+from typing import Any, ClassVar, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 OPEN: Final = ("/healthz", "/")
 MOST_BODY_BYTES: Final = 4 << 20
 MOST_BYTES_AT_ONCE: Final = 16 << 20  # bodies of all requests that are being answered
+MOST_UNREAD_BYTES: Final = 64 << 20  # answers that clients have not read yet
 BODY_SECONDS: Final = 20.0
 HEAD_SECONDS: Final = 10.0
 READS_AN_ANSWER_SECONDS: Final = 60.0
@@ -82,8 +84,13 @@ class Guard:
     def _check(self, headers: Headers, path: str) -> None:
         if self._hosts is not None:
             origin = headers.get("origin", "").removeprefix("http://")
-            if not {_name(headers.get("host", "")), _name(origin or "localhost")} <= self._hosts:
-                raise ApiError(403, f"this server answers to {', '.join(sorted(self._hosts))} only", code="wrong_host")
+            named = {_name(headers.get("host", "")), _name(origin or "localhost")}
+            foreign = path != "/" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+            if foreign or not named <= self._hosts:
+                raise ApiError(
+                    403, f"this server answers to {', '.join(sorted(self._hosts))} only, and to no other web page",
+                    code="wrong_host",
+                )  # fmt: skip
         given = headers.get("authorization", "").removeprefix("Bearer ").encode()
         if self._token and path not in OPEN and not hmac.compare_digest(given, self._token.encode()):
             raise ApiError(401, "a bearer token is needed: Authorization: Bearer TOKEN", code="invalid_api_key")
@@ -91,8 +98,8 @@ class Guard:
 
 def _name(host: str) -> str:
     """Without the port."""
-    head, _, port = host.rpartition(":")
-    return head if head and port.isdigit() else host
+    head, _, port = host.lower().rpartition(":")
+    return head if head and port.isdigit() else host.lower()
 
 
 class Bodies:
@@ -108,7 +115,7 @@ class Bodies:
             raise ApiError(411, "Content-Length is needed")
         if len(length) > 9 or (size := int(length)) > MOST_BODY_BYTES:
             raise ApiError(413, f"the body is longer than {MOST_BODY_BYTES} bytes; send several requests")
-        if self._bytes + size > MOST_BYTES_AT_ONCE:
+        if self._bytes + size > MOST_BYTES_AT_ONCE or Connection.unread() > MOST_UNREAD_BYTES:
             raise ApiError(429, "too much is being answered at this moment; try again", code="rate_limit_exceeded")
         body = Body(self, size)
         try:
@@ -149,16 +156,23 @@ class Body:
 
 
 class Connection(H11Protocol):
-    """One connection; closed where the head of a request does not come within ``HEAD_SECONDS`` of its beginning.
-
-    uvicorn has no setting for it.
+    """One connection; closed where the head of a request does not come within ``HEAD_SECONDS`` of its beginning, or an
+    answer is not read within ``READS_AN_ANSWER_SECONDS``.  uvicorn has no setting for either.
     """
 
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+    _open: ClassVar[weakref.WeakSet["Connection"]] = weakref.WeakSet()
+
+    @classmethod
+    def unread(cls) -> int:
+        """Bytes of answers that wait for their clients."""
+        return sum(one.transport.get_write_buffer_size() for one in cls._open)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
         super().connection_made(transport)
+        self._open.add(self)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -173,8 +187,21 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more is waited for."""
         super().connection_lost(exc)
-        if self._late is not None:
-            self._late.cancel()
+        self._open.discard(self)
+        for timer in (self._late, self._unread):
+            if timer is not None:
+                timer.cancel()
+
+    def on_response_complete(self) -> None:
+        """The answer is written; give the client time to read it."""
+        super().on_response_complete()
+        if self._unread is not None:
+            self._unread.cancel()
+        self._unread = self.loop.call_later(READS_AN_ANSWER_SECONDS, self._read_or_abort)
+
+    def _read_or_abort(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _wait(self) -> None:
         self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)

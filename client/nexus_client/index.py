@@ -34,8 +34,8 @@ class Manifest(Settings):
     """What a generation holds.
 
     ``stamp`` names the files it was made of, ``passages`` their hash; ``models`` maps each model that it answers for to
-    its head, ``left_out`` others to why it cannot; ``in_use`` is what search answers from; ``asked`` are models that a
-    person wanted in it.
+    its head, ``digests`` names its numbers; ``left_out`` maps others to why it cannot, ``marks`` says as which file;
+    ``in_use`` is what search answers from; ``asked`` are models that a person wanted in it.
     """
 
     format: Literal[1] = 1
@@ -45,7 +45,9 @@ class Manifest(Settings):
     passages: str
     rows: int
     models: dict[str, str]
+    digests: dict[str, str] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict)
+    marks: dict[str, str] = Field(default_factory=dict)
     in_use: str
     asked: tuple[str, ...] = ()
     at: float

@@ -78,9 +78,9 @@ class IndexBuild:
 
     @cached_property
     def passages(self) -> list[Passage]:
-        """The site's text as it is now."""
+        """The site's text as it is now; of a source that is gone or empty, nothing."""
         tokenizer = self.settings.base_folder / "tokenizer.json"
-        return passages_of(read_rows(self.settings.data, self.place.settings_folder, tokenizer))
+        return passages_of(read_rows(self.settings.data, self.place.settings_folder, tokenizer, or_nothing=True))
 
     @cached_property
     def models(self) -> dict[str, LightAdapter | None]:
@@ -151,7 +151,8 @@ class IndexBuild:
 
     def _write_generation(self) -> None:
         """All files, then the pointer."""
-        number = 1 + max((int(one.name) for one in self._generations()), default=0)
+        newest = max((int(one.name) for one in self._generations()), default=0)
+        number = max(1 + newest, int(time.time()))  # a name is never used again, also where all were deleted
         folder = self.folder / f"{number:08}"
         folder.mkdir(mode=0o700)
         named, lengths = hashlib.sha256(), [0]
@@ -167,7 +168,9 @@ class IndexBuild:
         manifest = Manifest(
             base=self.base, precision=self.settings.precision, stamp=self.needed.stamp, passages=named.hexdigest(),
             rows=len(self.passages), models={name: head_of(one) for name, one in self.models.items()},
-            left_out=self._left_out, in_use=self.needed.in_use, asked=tuple(sorted(self.needed.asked)), at=time.time(),
+            digests={name: self.needed.models[name] for name in self.models}, left_out=self._left_out,
+            marks={name: self.needed.marks[name] for name in self._left_out}, in_use=self.needed.in_use,
+            asked=tuple(sorted(self.needed.asked)), at=time.time(),
         )  # fmt: skip
         write_file(folder / "manifest.json", [manifest.model_dump_json().encode()])
         sync_folder(folder)
@@ -184,9 +187,10 @@ class IndexBuild:
             if adapter is None:
                 continue
             vectors = np.load(folder / f"head-{adapter.head}.npy", mmap_mode="r")
+            kept = same if same and same.manifest.digests.get(name) == self.needed.models[name] else None
             if not adapter.linear:
-                self._write_rows(folder, f"model-{name}", projections(adapter, vectors), same)
-            elif not self._linked(folder, f"norms-{name}.npy", same):
+                self._write_rows(folder, f"model-{name}", projections(adapter, vectors), kept)
+            elif not self._linked(folder, f"norms-{name}.npy", kept):
                 norms = norms_of(adapter, vectors)
                 write_array(folder / f"norms-{name}.npy", norms.shape, norms.dtype, [norms])
 
@@ -205,7 +209,10 @@ class IndexBuild:
         old = self.folder / same.name / name if same else None
         if old is None or not old.exists():
             return False
-        os.link(old, folder / name)
+        try:
+            os.link(old, folder / name)
+        except OSError:  # a file system without links
+            return False
         return True
 
     def _generations(self) -> list[Path]:

@@ -42,7 +42,12 @@ class IndexUpdates:
             return
         self._next = time.monotonic() + LOOKS_EVERY_SECONDS
         try:
-            if needed(self._place, self._settings, self._base, made, ()).covered_by(made):
+            settings = self._place.settings()
+            if (settings.base_model, settings.precision) != (self._settings.base_model, self._settings.precision):
+                log.warning("site.toml has another base_model or precision now: restart `nexus-client serve`")
+                self._next = time.monotonic() + TRIES_AGAIN_SECONDS
+                return
+            if needed(self._place, settings, self._base, made, ()).covered_by(made):
                 return
         except (NexusError, OSError) as problem:
             log.error("the index is not updated: %s", problem)

@@ -16,11 +16,11 @@ from nexus_common.errors import NexusError
 from nexus_common.versions import StoredAdapter, vector_hash
 
 from nexus_client.acceptance import Decision, decide
-from nexus_client.choice import NOTHING, THE_BASE, choose, made_for, newest
+from nexus_client.choice import NOTHING, THE_BASE, call_back, choose, made_for, newest
 from nexus_client.consent import Consent
 from nexus_client.evaluate import NotFinite
 from nexus_client.judge import row_scores
-from nexus_client.shelf import Shelf, name_of
+from nexus_client.shelf import Shelf
 from nexus_client.taken import birth_hash
 from nexus_client.workspace import Workspace
 
@@ -104,15 +104,17 @@ def judge_newest(workspace: Workspace, consent: Consent) -> None:
         if version is None:
             return
         call_back(shelf, version)
-        digest, name = vector_hash(wire.pack(version.vector)), name_of(version, "federated")
-        held = shelf.load(name) if shelf.models.named(name) else None
-        if digest == birth_hash(version.plan) or (held and vector_hash(wire.pack(held.vector)) == digest):
+        digest = vector_hash(wire.pack(version.vector))
+        if digest == birth_hash(version.plan) or shelf.models.like(version, "federated"):
             return
         found = _decide(workspace, shelf, version, consent.policy.max_loss)
         event = "version accepted" if found.accepted else "version refused"
         plan = version.plan.hash.hex()
         consent.audit.append(event, plan=plan, version=version.number, sha256=digest, reason=found.reason)
-        shelf.put(version, "federated", accepted=found.accepted, reason=found.reason, chosen=found.accepted)
+        now = shelf.models.named(shelf.models.chosen)
+        own = now is not None and now.kind != "federated"  # it gives way to what is better only, or search would flap
+        chosen = found.accepted and (found.better or not own)
+        name = shelf.put(version, "federated", accepted=found.accepted, reason=found.reason, chosen=chosen)
         log.info("%s: %s: %s", event, name, found.reason)
 
 
@@ -125,7 +127,7 @@ def _decide(workspace: Workspace, shelf: Shelf, version: StoredAdapter, max_loss
     if not (tasks := workspace.quick_part):
         return Decision(False, NOTHING)
     chosen = shelf.models.chosen
-    held = shelf.load(chosen)
+    held = shelf.load(chosen) if shelf.models.named(chosen) else None
     now = [held] if held and held.recipe.base_model == workspace.base_hash else []
     try:
         adapters = [(one.layout, one.vector) for one in (version, *now)]
@@ -133,9 +135,3 @@ def _decide(workspace: Workspace, shelf: Shelf, version: StoredAdapter, max_loss
     except NotFinite as problem:
         return Decision(False, str(problem))
     return decide(model, {THE_BASE: base} | dict(zip([chosen], others, strict=False)), max_loss)
-
-
-def call_back(shelf: Shelf, version: StoredAdapter) -> None:
-    """Take out of use what the server has taken out of use by sending an earlier version of the same run."""
-    born = vector_hash(wire.pack(version.vector)) == birth_hash(version.plan)
-    shelf.call_back(version.plan.name, -1 if born and version.number == 0 else version.number)

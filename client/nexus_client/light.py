@@ -7,7 +7,7 @@ nothing is padded, memory is bounded, and on two cores texts of a sentence and m
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from tokenizers import Encoding, Tokenizer
 from nexus_client.encoder_file import INPUTS, OUTPUTS
 
 Floats = NDArray[np.float32]
-TOKENIZED_AT_ONCE: Final = 1024
+TOKENIZED_CHARACTERS: Final = 50_000  # at once: the library keeps what it cuts off, 90 bytes a character
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class LightEncoder:
     def pieces(self, texts: Sequence[str]) -> Pieces:
         """Split texts into word pieces; what is beyond the base model's longest is cut off."""
         ids, cut = list[list[int]](), list[bool]()
-        for at in range(0, len(texts), TOKENIZED_AT_ONCE):
-            found: list[Encoding] = self._tokenizer.encode_batch(list(texts[at : at + TOKENIZED_AT_ONCE]))
+        for some in groups(texts):
+            found: list[Encoding] = self._tokenizer.encode_batch(some)
             ids += [one.ids for one in found]
             cut += [bool(one.overflowing) for one in found]
         return Pieces(ids, cut)
@@ -105,3 +105,16 @@ class LightEncoder:
     def base_embeddings(self, texts: Sequence[str]) -> Floats:
         """[n, 384], of length 1."""
         return np.stack([self.encode(ids, states=False).base for ids in self.pieces(texts).ids])
+
+
+def groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in their order, in groups that are split into word pieces at once."""
+    group, size = list[str](), 0
+    for text in texts:
+        if group and size + len(text) > TOKENIZED_CHARACTERS:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group

@@ -83,7 +83,7 @@ class AdaptRequest(_Request):
             try:
                 row = np.frombuffer(base64.b64decode(one, validate=True), "<f4") if isinstance(one, str) else None
                 row = np.array(one, np.float32) if row is None else row
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 raise ApiError(
                     400, f"input[{i}] is no vector: {WIDTH} numbers, or their base64", param="input"
                 ) from None

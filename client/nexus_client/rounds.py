@@ -28,9 +28,9 @@ from nexus_common.versions import StoredAdapter, trained_from, vector_hash
 
 from nexus_client import own_rounds
 from nexus_client.cache import NotCached
+from nexus_client.choice import call_back
 from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
-from nexus_client.judging import call_back
 from nexus_client.masking import Made, Masking, weights_names
 from nexus_client.record import ProtocolRecord
 from nexus_client.shelf import Shelf

@@ -55,7 +55,8 @@ def hits(
 def answering(models: Models, generation: Generation, usable: Container[str] | None = None) -> str:
     """What search answers from: the model in use, or while the index does not have it yet, the one before."""
     held = {BASE, *(one.name for one in models.held if usable is None or one.name in usable)}
-    ready = held & generation.manifest.models.keys()
+    made = generation.manifest
+    ready = {name for name in held & made.models.keys() if made.digests.get(name) == models.digest(name)}
     return next(name for name in (models.in_use, generation.manifest.in_use, BASE) if name in ready)
 
 

@@ -86,7 +86,7 @@ PAGE: Final = f"""<!doctype html>
 <span id="token-line" hidden><input id="token" type="password" autocomplete="off" aria-label="Access token"
  placeholder="access token of this server"></span>
 </form>
-<p id="said" role="status">The question stays on this machine.</p>
+<p id="said" role="status">The question goes to this server alone.</p>
 <ol id="hits"></ol>
 <script>{_SCRIPT}</script>
 </body>

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from nexus_client import openai_api, search_page
 from nexus_client.guard import Bodies, Guard, Metrics
 from nexus_client.index_updates import IndexUpdates
-from nexus_client.light import Floats, LightEncoder, Pieces
+from nexus_client.light import Floats, LightEncoder, Pieces, groups
 from nexus_client.light_adapter import LightAdapter, pooled
 from nexus_client.openai_api import ApiError
 from nexus_client.search import MOST_HITS, hits
@@ -120,7 +120,12 @@ class Service:
         self, texts: Sequence[str], adapter: LightAdapter | None, request: Request
     ) -> tuple[Floats, Pieces]:
         """[n, 384]; a client that is gone gets no more turns."""
-        pieces = await asyncio.to_thread(self._encoder.pieces, texts)
+        ids, cut = list[list[int]](), list[bool]()
+        for group in groups(texts):
+            async with self._turn:
+                found = await asyncio.to_thread(self._encoder.pieces, group)
+            ids, cut = ids + found.ids, cut + found.cut
+        pieces = Pieces(ids, cut)
         states, out = adapter is not None and adapter.reads_states, list[Floats]()
 
         def encode(some: Sequence[list[int]]) -> Floats:
@@ -190,7 +195,15 @@ def turns(ids: Sequence[list[int]]) -> list[list[list[int]]]:
 
 def _names(snapshot: Snapshot) -> list[str]:
     names = [NEXUS, f"{NEXUS}@{BASE}", *(f"{NEXUS}@{held.name}" for held in snapshot.models.held)]
-    return [name for name in names if name.removeprefix(f"{NEXUS}@") not in snapshot.unusable]
+    return [name for name in names if _usable(snapshot, name)]
+
+
+def _usable(snapshot: Snapshot, asked: str) -> bool:
+    try:
+        snapshot.model(asked)
+    except NexusError:
+        return False
+    return True
 
 
 def _known(snapshot: Snapshot, asked: str) -> tuple[str, LightAdapter | None]:

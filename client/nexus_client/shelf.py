@@ -28,6 +28,7 @@ Kind = Literal["alone", "federated", "personal"]
 KINDS: Final[tuple[Kind, ...]] = ("alone", "federated", "personal")
 BASE: Final = "base"
 KEPT: Final = 3  # of each kind: the newest and two before it
+DIGITS: Final = 16
 REMEMBERED: Final = 1000  # names of models that are no longer held
 
 
@@ -36,6 +37,7 @@ class Held(Settings):
 
     name: str
     kind: Kind
+    digest: str = ""  # of its numbers: a server made again can give a name another meaning
     number: int = 0
     run: str | None = None
     at: float
@@ -72,6 +74,16 @@ class Models(Settings):
     def named(self, name: str) -> Held | None:
         """A held model by its full name."""
         return next((one for one in self.held if one.name == name), None)
+
+    def like(self, adapter: StoredAdapter, kind: Kind) -> Held | None:
+        """The held model of a kind that has an adapter's numbers."""
+        digest = digest_of(adapter)
+        return next((one for one in self.held if one.kind == kind and one.digest == digest), None)
+
+    def digest(self, name: str) -> str:
+        """Names a held model's numbers; empty for the base model and for what is not held."""
+        held = self.named(name)
+        return held.digest if held else ""
 
     def require(self, name: str) -> str:
         """The name, where it is held; else Gone or NexusError."""
@@ -123,7 +135,7 @@ class Shelf:
         except (OSError, ValidationError) as problem:
             raise NexusError(
                 f"{self.file} cannot be read ({type(problem).__name__}); delete it: versions come again from the "
-                "server, own models are trained again"
+                "server, own models are trained again; `nexus-client use` says again what clients get"
             ) from None
 
     def load(self, name: str) -> StoredAdapter | None:
@@ -140,20 +152,26 @@ class Shelf:
 
         With ``chosen`` it becomes what is chosen, in the same instant.
         """
-        name = name_of(adapter, kind)
+        name, digest = name_of(adapter, kind), digest_of(adapter)
         run = adapter.plan.name if isinstance(adapter.recipe, Plan) and kind != "alone" else None
-        held = Held(
-            name=name, kind=kind, number=adapter.number, run=run, at=time.time(), accepted=accepted, reason=reason
-        )
         with self._alone():
+            models = self.models
+            if kind == "federated" and (name in models.gone or models.digest(name) not in ("", digest)):
+                name = f"{name}-{digest[:8]}"  # of a server that was made again, or of one that lies
+            held = Held(
+                name=name, kind=kind, digest=digest, number=adapter.number, run=run, at=time.time(), accepted=accepted,
+                reason=reason,
+            )  # fmt: skip
             adapter.write(self.file_of(name))
             choice = {"chosen": name, "why": reason} if chosen else {}
             self._write(lambda old: _pruned(old.model_copy(update=choice), held))
         return name
 
     def choose(self, name: str, why: str = "", chosen_for: str = "") -> None:
-        """What the hold-out likes best, why, and what that rests on."""
-        self._set(chosen=self.require(name), why=why, chosen_for=chosen_for)
+        """What the hold-out likes best, why, and what that rests on; Gone where it was called back meanwhile."""
+        with self._alone():
+            self.require(name)
+            self._write(lambda old: old.model_copy(update={"chosen": name, "why": why, "chosen_for": chosen_for}))
 
     def pin(self, name: str | None) -> None:
         """What search and serve stay on; with None search follows what is chosen, and ``nexus`` becomes that."""
@@ -192,10 +210,6 @@ class Shelf:
         """Where a model's numbers lie."""
         return self.folder / f"{name}.safetensors"
 
-    def _set(self, **changes: object) -> None:
-        with self._alone():
-            self._write(lambda old: old.model_copy(update=changes))
-
     def _write(self, change: Callable[[Models], Models]) -> None:
         models = change(self.models)
         write_durably(self.file, models.model_dump_json().encode())
@@ -215,17 +229,23 @@ class Shelf:
 
 
 def name_of(adapter: StoredAdapter, kind: Kind) -> str:
-    """What a model is called."""
+    """What a model is called, unless another one had that name here."""
     if kind == "federated":
         return f"{adapter.plan.name}-{adapter.number}"
     return f"{kind}-{vector_hash(wire.pack(adapter.vector))[:8]}"
+
+
+def digest_of(adapter: StoredAdapter) -> str:
+    """Names a model's numbers."""
+    return vector_hash(wire.pack(adapter.vector))[:DIGITS]
 
 
 def _pruned(models: Models, new: Held) -> Models:
     """With a new model; the oldest of its kind go that nobody uses."""
     held = [*(one for one in models.held if one.name != new.name), new]
     of_kind = [one.name for one in held if one.kind == new.kind]
-    used = {models.chosen, models.pinned, models.served}
+    accepted = [one.name for one in held if one.kind == new.kind and one.accepted]
+    used = {models.chosen, models.pinned, models.served, *accepted[-1:]}
     return _without(models.model_copy(update={"held": tuple(held)}), set(of_kind[:-KEPT]) - used)
 
 
@@ -244,7 +264,10 @@ def _called_back(models: Models, run: str, above: int) -> Models:
 
 
 def _without(models: Models, names: set[str]) -> Models:
-    """Without some models; what was chosen, pinned or served among them falls back to the base model."""
+    """Without some models; what was chosen or pinned among them falls back to the base model.
+
+    What ``nexus`` means does not: clients hear that it is gone, until a person says what it means from now on.
+    """
     held = {one.name for one in models.held}
     changes: dict[str, object] = {
         "held": tuple(one for one in models.held if one.name not in names),
@@ -254,6 +277,4 @@ def _without(models: Models, names: set[str]) -> Models:
         changes["chosen"] = BASE
     if models.pinned in names:
         changes["pinned"] = None
-    if models.served in names:
-        changes["served"] = None
     return models.model_copy(update=changes)

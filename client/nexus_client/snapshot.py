@@ -15,7 +15,7 @@ from nexus_client.index import Generation, current_name, open_current
 from nexus_client.light_adapter import LightAdapter
 from nexus_client.light_models import light_model
 from nexus_client.search import answering
-from nexus_client.shelf import BASE, Models, Shelf
+from nexus_client.shelf import BASE, Gone, Models, Shelf
 from nexus_client.site import SiteHome
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,16 @@ class Snapshot:
 
     def model(self, asked: str) -> tuple[str, LightAdapter | None]:
         """The name and adapter that a client means; Gone or NexusError where there is none."""
+        wanted = asked.removeprefix(f"{NEXUS}@")
         if asked == NEXUS:
             name = self.served
+            if name != BASE and not self.models.named(name):
+                raise Gone(
+                    f"{NEXUS} means {name}, which is no longer held here, until a person says otherwise "
+                    f"(`nexus-client use`){self.models.known}"
+                )
         elif asked.startswith(f"{NEXUS}@"):
-            name = self.models.resolve(asked.removeprefix(f"{NEXUS}@"))
+            name = self.models.resolve(wanted)
         else:
             raise NexusError(
                 f"there is no model {asked[:100]!r}: ask for {NEXUS!r}, or {NEXUS}@NAME{self.models.known}"
@@ -91,7 +97,7 @@ class Snapshots:
         models = self._shelf.models
         adapters, unusable = dict[str, LightAdapter | None](), dict[str, str]()
         for name in (BASE, *(held.name for held in models.held)):
-            if old is not None and name in old.adapters:  # a name means the same numbers for ever
+            if old is not None and name in old.adapters and old.models.digest(name) == models.digest(name):
                 adapters[name] = old.adapters[name]
                 continue
             try:
@@ -99,7 +105,7 @@ class Snapshots:
             except NexusError as problem:
                 unusable[name] = str(problem)
         generation = self._generation(old.generation if old else None)
-        return Snapshot(models, served if models.named(served) else BASE, adapters, unusable, generation)
+        return Snapshot(models, served, adapters, unusable, generation)
 
     def _generation(self, old: Generation | None) -> Generation | None:
         """The current one; where it cannot be used the old one, until an update has made another."""

@@ -37,6 +37,7 @@ def whole_folder(target: Path, marker: str, *, force: bool) -> Iterator[Path]:
         fcntl.flock(held, fcntl.LOCK_EX)  # told apart from what a killed process left
         yield made
         _sync(made)
+        _refused(target, marker, force)  # once more: it took a while
         _exchange(made, target) if replaced else made.rename(target)
         sync_folder(target.parent)
     except OSError as problem:

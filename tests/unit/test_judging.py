@@ -141,6 +141,55 @@ def test_what_is_worse_than_what_is_in_use_is_refused_though_it_beats_the_base_m
     assert shelf.models.in_use == "winter-2"
 
 
+def test_another_version_under_a_name_that_is_taken_changes_nothing_that_is_in_use(workspace: Workspace) -> None:
+    good = taught(workspace, "choose")
+    shelf = comes(workspace, 1, good)
+    shelf.pin("winter-1")
+    comes(workspace, 1, blind())  # a server restored from a backup, or one that lies
+    assert (shelf.models.in_use, shelf.models.pinned) == ("winter-1", "winter-1")
+    kept = shelf.load("winter-1")
+    assert kept is not None
+    np.testing.assert_array_equal(kept.vector, good)
+    other = shelf.models.held[-1]
+    assert (other.name, other.accepted) == (f"winter-1-{other.digest[:8]}", False)
+
+
+def test_versions_that_are_refused_drive_no_good_one_away(workspace: Workspace) -> None:
+    shelf = comes(workspace, 1, taught(workspace, "choose"))
+    rng = np.random.default_rng(0)
+    for number in range(2, 7):
+        comes(workspace, number, (blind() + rng.normal(scale=1e-4, size=LAYOUT.dim)).astype(np.float32))
+        choose(workspace, 0.02)
+        chosen = shelf.models.named(shelf.models.in_use)
+        assert chosen is not None
+        assert chosen.name == "winter-1" or chosen.kind == "personal"
+        assert shelf.models.named("winter-1")
+    personal = choose(workspace, 0.02)["personal"]
+    assert personal.number == 1, "made of the version that was taken"
+
+
+def test_what_is_called_back_while_models_are_compared_stays_away(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = comes(workspace, 1, taught(workspace, "choose"))
+    comes(workspace, 2, (taught(workspace, "choose") * np.float32(0.999)).astype(np.float32))
+    assert shelf.models.in_use == "winter-2"
+    compared = choice.row_scores
+
+    def meanwhile(*given: object) -> list[np.ndarray]:
+        monkeypatch.undo()
+        first = shelf.load("winter-1")
+        assert first is not None
+        first.write(workspace.place.federated_file)
+        choice.call_back(shelf, first)
+        return compared(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(choice, "row_scores", meanwhile)
+    choose(workspace, 0.02)
+    assert not [held.name for held in shelf.models.held if held.number == 2]
+    assert shelf.models.in_use in {held.name for held in shelf.models.held}
+
+
 def test_a_version_is_judged_once_and_after_a_crash_at_the_next_start(workspace: Workspace) -> None:
     shelf = comes(workspace, 1, taught(workspace, "choose"), judged=False)
     assert (shelf.models.held, shelf.models.in_use) == ((), BASE)
