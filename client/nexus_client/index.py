@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from nexus_common.config import Settings
@@ -28,6 +28,7 @@ from nexus_client.vectors import Halves
 
 OPENED_AGAIN: Final = 10
 PROJECTED_AT_ONCE: Final = 8192
+HEADER: Final = 128  # bytes of a .npy file before its numbers
 
 
 class Manifest(Settings):
@@ -59,9 +60,9 @@ class Generation:
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
         self.manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-        self._text = np.memmap(
-            folder / "passages.jsonl", np.uint8, "r"
-        )  # never empty: a site without text has no index
+        self._text = (
+            np.memmap(folder / "passages.jsonl", np.uint8, "r") if self.manifest.rows else np.empty(0, np.uint8)
+        )
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self._heads = {head: _rows(folder, f"head-{head}") for head in set(self.manifest.models.values())}
         self._norms = {
@@ -167,8 +168,12 @@ def open_current(folder: Path) -> Generation | None:
     ) from problem
 
 
+def mapped(path: Path) -> NDArray[Any]:
+    """An array that stays on disk; one without a row cannot be mapped."""
+    found: NDArray[Any] = np.load(path, mmap_mode="r") if path.stat().st_size > HEADER else np.load(path)
+    return found
+
+
 def _rows(folder: Path, name: str) -> Rows:
     sketch = folder / f"{name}.sketch.npy"
-    return Rows(
-        np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(sketch, mmap_mode="r") if sketch.exists() else None
-    )
+    return Rows(mapped(folder / f"{name}.npy"), mapped(sketch) if sketch.exists() else None)

@@ -25,7 +25,7 @@ from nexus_common.layout import WIDTH
 from nexus_client.corpus import Passage, passages_of
 from nexus_client.data import read_rows
 from nexus_client.encoder_file import encoder_file
-from nexus_client.index import Generation, Manifest, current_name, line_of, norms_of, open_current, projections
+from nexus_client.index import Generation, Manifest, current_name, line_of, mapped, norms_of, open_current, projections
 from nexus_client.index_files import write_array, write_file
 from nexus_client.index_needs import needed
 from nexus_client.light import LightEncoder
@@ -152,7 +152,7 @@ class IndexBuild:
     def _write_generation(self) -> None:
         """All files, then the pointer."""
         newest = max((int(one.name) for one in self._generations()), default=0)
-        number = max(1 + newest, int(time.time()))  # a name is never used again, also where all were deleted
+        number = max(1 + newest, time.time_ns() // 1_000_000)  # a name is never used again, also where all were deleted
         folder = self.folder / f"{number:08}"
         folder.mkdir(mode=0o700)
         named, lengths = hashlib.sha256(), [0]
@@ -186,7 +186,7 @@ class IndexBuild:
         for name, adapter in self.models.items():
             if adapter is None:
                 continue
-            vectors = np.load(folder / f"head-{adapter.head}.npy", mmap_mode="r")
+            vectors = mapped(folder / f"head-{adapter.head}.npy")
             kept = same if same and same.manifest.digests.get(name) == self.needed.models[name] else None
             if not adapter.linear:
                 self._write_rows(folder, f"model-{name}", projections(adapter, vectors), kept)
@@ -199,7 +199,7 @@ class IndexBuild:
         if not self._linked(folder, f"{name}.npy", same):
             write_array(folder / f"{name}.npy", (count, WIDTH), np.dtype(np.float16), parts)
         if count > SCANNED_ROWS and not self._linked(folder, f"{name}.sketch.npy", same):
-            vectors = np.load(folder / f"{name}.npy", mmap_mode="r")
+            vectors = mapped(folder / f"{name}.npy")
             sketch = np.empty((WIDTH // 64, count), np.uint64)
             for at in range(0, count, COPIED_AT_ONCE):
                 sketch[:, at : at + COPIED_AT_ONCE] = sketch_of(vectors[at : at + COPIED_AT_ONCE])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,15 +15,18 @@ from nexus_client import index_build, scan
 from nexus_client.index import Generation, open_current
 from nexus_client.index_build import Built, building, graph_of
 from nexus_client.light import LightEncoder
-from nexus_client.light_adapter import PLAIN, pooled
+from nexus_client.light_adapter import PLAIN, LightAdapter, pooled
 from nexus_client.light_models import light_model
 from nexus_client.search import answering, hits, search_site
-from nexus_client.shelf import Shelf
-from nexus_client.site import SiteHome
+from nexus_client.shelf import Gone, Shelf
+from nexus_client.site import SiteHome, default_base
+from nexus_client.snapshot import Snapshots
+from nexus_client.vectors import Vectors
+from nexus_common.base_model import base_hash
 from nexus_common.errors import NexusError
 from nexus_common.layout import Layout
 
-from tests.sites import TOPICS, make_site, put_model, write_text
+from tests.sites import TOPICS, make_site, put_model, some_vector, write_text
 
 
 @pytest.fixture
@@ -85,9 +89,9 @@ def test_an_update_encodes_only_new_texts_and_forgets_the_old(place: SiteHome) -
     write_text(place, [{"text": "advice on chest pain", "label": "x"}, {"text": "new", "label": "y"}])
     second = build(place)
     assert (second.rows, second.added, second.removed, second.encoded) == (2, 1, 5, 1)
-    folders = [one.name for one in place.index_folder.iterdir() if one.is_dir()]
-    assert sorted(folders) == ["00000002", "vectors"]
-    left = b"".join(file.read_bytes() for file in (place.index_folder / "00000002").iterdir())
+    folders, newest = [one.name for one in place.index_folder.iterdir() if one.is_dir()], generation(place).name
+    assert sorted(folders) == [newest, "vectors"]
+    left = b"".join(file.read_bytes() for file in (place.index_folder / newest).iterdir())
     assert b"advice on a loan" not in left
     with building(place) as one:
         assert one.vectors.missing([PLAIN], ["new", "advice on a loan for a house"]) == ["advice on a loan for a house"]
@@ -170,8 +174,9 @@ def test_all_of_it_is_as_private_as_the_text(place: SiteHome) -> None:
 
 def test_a_damaged_index_names_the_remedy(place: SiteHome) -> None:
     build(place)
+    current = generation(place).name
     for name in ("manifest.json", "head-plain.npy", "offsets.npy"):
-        file = place.index_folder / "00000001" / name
+        file = place.index_folder / current / name
         good = file.read_bytes()
         file.write_bytes(good[: len(good) // 2])
         with pytest.raises(NexusError, match=r"is damaged .* makes it again"):
@@ -213,3 +218,79 @@ def test_search_and_index_load_no_torch(place: SiteHome) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["hits"][0]["text"] == "advice on a child's fever"
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(1)], ids=["linear", "dendrites"])
+def test_a_name_that_means_other_numbers_is_indexed_anew(place: SiteHome, layout: Layout) -> None:
+    name = put_model(place, layout, 1, "federated", 6)
+    build(place, [name])
+    Shelf(place).file.unlink()  # as the error about a damaged list advises
+    assert put_model(place, layout, 2, "federated", 6) == name
+    assert answering(Shelf(place).models, generation(place)) == "base"
+    assert build(place, [name]).changed
+    model, asked = LightAdapter(layout, some_vector(layout, 2)), encoder(place)
+    found = {hit.text: hit.score for hit in hits(generation(place), asked, name, model, "chest pain", 6)}
+    query = model.project(asked.base_embeddings(["chest pain"]))[0]
+    for text, score in found.items():
+        assert score == pytest.approx(float(model.project(asked.base_embeddings([text]))[0] @ query), abs=2e-3)
+
+
+@pytest.mark.parametrize("gone", ["empty", "deleted"])
+def test_text_that_was_deleted_leaves_the_index_also_with_its_whole_file(place: SiteHome, gone: str) -> None:
+    build(place)
+    file = place.settings_folder / "rows.jsonl"
+    file.write_text("") if gone == "empty" else file.unlink()
+    found = build(place)
+    assert (found.rows, found.removed) == (0, 6)
+    assert len(generation(place)) == 0
+    (vectors,) = (place.index_folder / "vectors").iterdir()
+    held = Vectors(vectors)
+    assert len(held.missing([PLAIN], [f"advice on {one}" for one in TOPICS])) == 6
+    held.close()
+    assert search_site(place, "fever", 3, None, lambda _: lambda *_: None).hits == []
+    write_text(place)
+    assert build(place).rows == 6
+    file.write_text("no JSON\n")
+    with pytest.raises(NexusError, match=r"rows\.jsonl"):
+        build(place)
+    assert len(generation(place)) == 6, "a file that cannot be read is no reason to forget"
+
+
+def test_a_model_that_was_damaged_is_taken_in_once_it_is_mended(place: SiteHome) -> None:
+    name = put_model(place, Layout())
+    Shelf(place).choose(name)
+    file = Shelf(place).file_of(name)
+    good = file.read_bytes()
+    file.write_bytes(good[:100])
+    assert "is damaged" in build(place).left_out[name]
+    file.write_bytes(good)
+    assert build(place).models == ("base", name)
+    assert answering(Shelf(place).models, generation(place)) == name
+
+
+def test_a_running_search_sees_an_index_that_was_made_again(place: SiteHome) -> None:
+    build(place)
+    snapshots = Snapshots(place, generation(place).manifest.base)
+    shutil.rmtree(place.index_folder)
+    write_text(place, [{"text": "new", "label": "x"}])
+    build(place)
+    assert snapshots.refresh()
+    assert snapshots.current.generation is not None
+    assert snapshots.current.generation.texts == {"new"}
+
+
+def test_what_nexus_means_changes_only_when_a_person_says_so(place: SiteHome) -> None:
+    shelf = Shelf(place)
+    put_model(place, Layout(), 1, "federated", 5)
+    six = put_model(place, Layout(), 2, "federated", 6)
+    shelf.pin(six)
+    snapshots = Snapshots(place, base_hash(default_base()))
+    assert snapshots.current.model("nexus")[0] == six
+    shelf.call_back("winter", 5)
+    assert snapshots.refresh()
+    with pytest.raises(Gone, match=f"nexus means {six}, which is no longer held here, until a person says otherwise"):
+        snapshots.current.model("nexus")
+    assert shelf.serve() == six
+    shelf.pin("winter-5")
+    assert snapshots.refresh()
+    assert snapshots.current.model("nexus")[0] == "winter-5"
