@@ -176,13 +176,31 @@ def test_many_connections_are_refused_and_not_crashed_on(served: Serving) -> Non
 @pytest.mark.parametrize(
     "headers",
     [{"Host": "evil.example"}, {"Host": "localhost.evil.example"}, {"Origin": "http://evil.example"},
-     {"Origin": "null"}, {"Origin": "https://localhost"}],
+     {"Origin": "null"}, {"Origin": "https://localhost"}, {"Sec-Fetch-Site": "cross-site", "Origin": "http://evil"}],
     ids=str,
 )  # fmt: skip
 def test_a_web_page_elsewhere_reaches_nothing(served: Serving, headers: dict[str, str]) -> None:
     for path in ("/search?q=x", "/", "/metrics"):
         done = served.http.get(path, headers=headers)
         assert (done.status_code, done.json()["error"]["code"]) == (403, "wrong_host")
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_picture_in_a_page_elsewhere_asks_nothing(served: Serving, site: str) -> None:
+    done = served.http.get("/search?q=x", headers={"Sec-Fetch-Site": site})  # which comes without an Origin
+    assert (done.status_code, done.json()["error"]["code"]) == (403, "wrong_host")
+    assert served.http.get("/", headers={"Sec-Fetch-Site": site}).status_code == 200, "a link to the search page works"
+    assert served.http.get("/search?q=x", headers={"Sec-Fetch-Site": "same-origin", "Host": "LocalHost"}).is_success
+
+
+def test_word_pieces_of_long_texts_take_bounded_memory(served: Serving) -> None:
+    def most() -> float:
+        return int(Path(f"/proc/{served.process.pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+    before = most()
+    found = served.embed(["a b c d e f g h " * 6000] * 40)
+    assert (len(found["data"]), found["usage"]["cut_texts"]) == (40, 40)
+    assert most() - before < 150
 
 
 def test_a_client_that_leaves_gets_no_more_turns(served: Serving) -> None:
