@@ -20,6 +20,7 @@ from nexus_client.judging import Judging
 from nexus_client.link import Link
 from nexus_client.record import ProtocolRecord
 from nexus_client.rounds import SiteRounds
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome
 from nexus_client.status import status
 from nexus_client.workspace import Workspace
@@ -37,6 +38,7 @@ class Agent:
             raise NexusError(f"{place.site} has not joined: {place.keys}/site.crt is missing; `nexus-client join`")
         self._lock = single_process(place.state / "agent.lock", f"nexus-client for {place.site}")
         remove_unfinished(place.state)
+        remove_unfinished(Shelf(place).folder)
         self.workspace = Workspace(place, settings, prunes=True)
         self.workspace.layer  # noqa: B018  an engine that is not installed is said now, not in the first round
         identity = certs.load_identity(place.keys / "identity.key")

@@ -79,7 +79,7 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
                 readied, site = workspace.ready(taken.recipe), workspace.place.site
                 rivals = list(candidates(site, readied, taken, alone, on_step, workspace.layer))
     adapters = [(one.layout, one.vector) for one in names.values()]
-    base, *found_scores = row_scores(workspace, workspace.material.choose, [None, *adapters, *rivals])
+    base, *found_scores = row_scores(workspace, workspace.choosing_part, [None, *adapters, *rivals])
     scores, of_rivals = dict(zip(names, found_scores, strict=False)), found_scores[len(names) :]
     if taken and rivals:
         at = int(np.argmax([rows.mean() for rows in of_rivals])) if len(base) else 0

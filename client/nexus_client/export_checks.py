@@ -17,7 +17,6 @@ from nexus_common.layout import WIDTH, Layout, Vector
 from numpy.typing import NDArray
 
 from nexus_client.embed import loaded
-from nexus_client.held_out import some
 from nexus_client.judge import figure_of
 from nexus_client.material import size, texts_of
 from nexus_client.onnx_graph import Runner
@@ -27,7 +26,6 @@ Embeddings = NDArray[np.float32]
 TOLERANCE: Final = 1e-5  # of a value of a vector of length 1
 BATCH: Final = 4  # of which the longest is as long as the model reads
 MOST_LOST: Final = 0.01  # of the score, by 8-bit weights
-JUDGED_QUESTIONS, JUDGED_PASSAGES = 500, 2000  # of each task; a score of more would tell little else
 PROBES: Final[tuple[str, ...]] = (
     "chest pain",
     "How long may a cannula stay in?",
@@ -107,10 +105,10 @@ def check_loads(runner: Runner) -> None:
 def judge_int8(workspace: Workspace, fp32: Runner, int8: Runner) -> Judged | str:
     """Both graphs' scores on the choosing part, or why they cannot be had."""
     try:
-        texts, choose = workspace.material.texts.items, workspace.material.choose
+        texts, tasks = workspace.material.texts.items, workspace.choosing_part
     except NexusError as problem:
         return f"this site's text cannot be read ({problem})"
-    if not (tasks := some(choose, texts, JUDGED_QUESTIONS, JUDGED_PASSAGES)):
+    if not tasks:
         return "this site has no hold-out to choose by"
     numbers = texts_of(tasks)
     asked = [texts[number] for number in numbers]

@@ -71,7 +71,7 @@ def chosen_scores(workspace: Workspace, adapters: Sequence[tuple[Layout, Vector]
 
     None where the choosing part is empty.
     """
-    tasks = workspace.material.choose
+    tasks = workspace.choosing_part
     return [float(rows.mean()) for rows in row_scores(workspace, tasks, adapters)] if tasks else None
 
 

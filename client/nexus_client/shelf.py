@@ -98,7 +98,8 @@ class Models(Settings):
         if asked in KINDS:
             of_kind = [one for one in self.held if one.kind == asked]
             if not of_kind:
-                raise NexusError(f"there is no {asked} model here yet{self.known}")
+                remedy = "" if asked == "federated" else "; `nexus-client evaluate` makes it"
+                raise NexusError(f"there is no {asked} model here yet{remedy}{self.known}")
             return of_kind[-1].name
         if re.fullmatch(r"\d{1,6}", asked):
             found = [one.name for one in self.held if one.kind == "federated" and one.number == int(asked)]

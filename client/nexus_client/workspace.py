@@ -32,6 +32,8 @@ from nexus_client.split import Material, build_material
 from nexus_client.train import best_device
 
 PROJECT_ROWS: Final = 8192
+CHOOSING_QUESTIONS: Final = 500  # of each task
+CHOOSING_PASSAGES: Final = 2000  # that they are searched among
 SOME_ANSWERS: Final = 8  # a label's utterances all answer each other
 
 
@@ -84,6 +86,11 @@ class Workspace:
     def quick_part(self) -> list[Task]:
         """The small part of the choosing tasks that versions are reported on and accepted by; ``ready`` caches it."""
         return some(self.material.choose, self.material.texts.items)
+
+    @cached_property
+    def choosing_part(self) -> list[Task]:
+        """The choosing tasks that this site's models are chosen by, bounded: a small board takes minutes for them."""
+        return some(self.material.choose, self.material.texts.items, CHOOSING_QUESTIONS, CHOOSING_PASSAGES)
 
     @cached_property
     def fingerprint(self) -> str:
