@@ -197,9 +197,9 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if self._unread is not None:
             self._unread.cancel()
-        self._unread = self.loop.call_later(READS_AN_ANSWER_SECONDS, self._read_or_abort)
+        self._unread = self.loop.call_later(READS_AN_ANSWER_SECONDS, self._cut_off)
 
-    def _read_or_abort(self) -> None:
+    def _cut_off(self) -> None:
         if self.transport.get_write_buffer_size():
             self.transport.abort()
 

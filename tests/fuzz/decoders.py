@@ -20,6 +20,7 @@ import numpy as np
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from google.protobuf.message import DecodeError
+from nexus_client import openai_api
 from nexus_client.agent_api import PreviewRequest
 from nexus_client.clock import ServerClock
 from nexus_client.consent import _stored
@@ -449,6 +450,21 @@ DECODERS: dict[str, Decoder] = {
     ),
     "proxy": Decoder(
         lambda data: address.split_proxy(_text(data)), lambda: [b"http://a.b:3128/"], VALUE, "address.split_proxy"
+    ),
+    "embeddings-request": Decoder(
+        lambda data: openai_api.read_embeddings(data).texts,
+        lambda: [
+            b'{"model":"nexus","input":["chest pain","x"],"encoding_format":"base64"}',
+            b'{"model":"a","input":"b"}',
+        ],
+        (openai_api.ApiError,),
+        "openai_api.read_embeddings",
+    ),
+    "adapt-request": Decoder(
+        lambda data: openai_api.read_adapt(data).vectors,
+        lambda: [json.dumps({"model": "nexus", "input": [[0.0] * 383 + [one]]}).encode() for one in (1, 10**400, "1")],
+        (openai_api.ApiError,),
+        "openai_api.read_adapt",
     ),
     "words": Decoder(
         lambda data: check_words(_text(data), bytes(32)),

@@ -150,6 +150,7 @@ def test_a_job_is_done_once_and_again_when_its_description_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dendrite_jobs, "FOLDER", tmp_path)
+    monkeypatch.setattr(dendrite_jobs, "recorded", dict)
     monkeypatch.setattr(dendrite_jobs, "measured", lambda job: {"curve": [{"dev": 1.0}], "parameters": job.seed})
     job, other = Job("shipped", "stsb", "1 dendrite", 3), Job("shipped", "stsb", "1 dendrite, sigmoid", 3)
     assert job.result() is None
