@@ -18,7 +18,7 @@ from nexus_client.alone import default_recipe, train_alone
 from nexus_client.evaluate import Floats
 from nexus_client.judge import row_scores
 from nexus_client.personal import OnStep, candidates
-from nexus_client.shelf import BASE, Gone, Kind, Shelf, name_of
+from nexus_client.shelf import BASE, Gone, Kind, Shelf, digest_of, name_of
 from nexus_client.taken import birth_hash
 from nexus_client.workspace import Workspace
 
@@ -58,13 +58,9 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
     shelf, received = Shelf(workspace.place), StoredAdapter.read(workspace.place.federated_file)
     federated = newest(shelf, "federated", workspace.base_hash)
     taken = newest(shelf, "federated", workspace.base_hash, accepted=True) or federated
-    names, rivals = dict[str, StoredAdapter](), list[tuple[Layout, Vector]]()
+    names = _candidates(shelf, {digest_of(version) for version in (federated, taken) if version}, workspace.base_hash)
+    rivals = list[tuple[Layout, Vector]]()
     models: dict[Kind, StoredAdapter] = {"federated": federated} if federated else {}
-    for held in shelf.models.held:
-        found = shelf.load(held.name)
-        wanted = held.name == shelf.models.chosen or _same(found, federated) or _same(found, taken)
-        if found and wanted and found.recipe.base_model == workspace.base_hash:
-            names[held.name] = found
     if workspace.material.train:
         of_base = received is not None and received.recipe.base_model == workspace.base_hash
         recipe = received.recipe if received and of_base else default_recipe(workspace)
@@ -104,13 +100,17 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
     return models
 
 
-def _same(one: StoredAdapter | None, other: StoredAdapter | None) -> bool:
-    return one is not None and other is not None and _hash(one) == _hash(other)
+def _candidates(shelf: Shelf, digests: set[str], base_hash: str) -> dict[str, StoredAdapter]:
+    """By name: what is chosen now, and the held models of these numbers, over this base model."""
+    models = shelf.models
+    names = [held.name for held in models.held if held.name == models.chosen or held.digest in digests]
+    loaded = {name: shelf.load(name) for name in names}
+    return {name: found for name, found in loaded.items() if found and found.recipe.base_model == base_hash}
 
 
 def call_back(shelf: Shelf, version: StoredAdapter) -> None:
     """Take out of use what the server has taken out of use by sending an earlier version of the same run."""
-    born = vector_hash(wire.pack(version.vector)) == birth_hash(version.plan)
+    born = _hash(version) == birth_hash(version.plan)
     shelf.call_back(version.plan.name, -1 if born and version.number == 0 else version.number)
 
 

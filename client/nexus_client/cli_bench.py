@@ -51,7 +51,7 @@ def _bench(
         name = shelf.models.in_use
         base = settings.base_folder
         model = None if name == BASE else shelf.file_of(name)
-        report = measured(base, place.state / "onnx" / base_hash(base)[:16], name, model, settings.cpu_threads)
+        report = measured(base, place.graphs(base_hash(base)), name, model, settings.cpu_threads)
     limit = report.limit
     rows = [
         ["short queries a second", *(f"{m.queries_per_second:.0f}" for m in report.measured),

@@ -153,7 +153,7 @@ def _graphs(
     runners = dict[str, Runner]()
     for precision in PRECISIONS:
         tell(f"ONNX, {precision} (the first time the encoder is made a graph, for half a minute)")
-        encoder = encoder_file(base, workspace.place.state / "onnx" / workspace.base_hash[:16], precision)
+        encoder = encoder_file(base, workspace.place.graphs(workspace.base_hash), precision)
         graft(encoder, folder / f"{precision}.onnx", subject.weights)
         runners[precision] = Runner(folder / f"{precision}.onnx", tokenizer, threads)
     check_graph(runners["fp32"], right)

@@ -252,4 +252,4 @@ def building(
 
 def graph_of(place: SiteHome, settings: SiteSettings, base: str) -> Path:
     """The encoder's graph, made at first use."""
-    return encoder_file(settings.base_folder, place.state / "onnx" / base[:16], settings.precision)
+    return encoder_file(settings.base_folder, place.graphs(base), settings.precision)

@@ -138,6 +138,10 @@ class SiteHome:
         """The search index over this site's text."""
         return self.state / "index"
 
+    def graphs(self, base_hash: str) -> Path:
+        """The graphs of a base model."""
+        return self.state / "onnx" / base_hash[:16]
+
     @property
     def keys(self) -> Path:
         """Keys and certificates."""
