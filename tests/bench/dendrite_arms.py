@@ -28,7 +28,7 @@ class RaggedPooling(SaliencePooling):
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """x = sum_t g_t h_t / |...|: states [tokens, 384] and, in the place of a mask, each text's length [batch]."""
         gate = torch.sigmoid(self.layer(states)).squeeze(-1)  # [tokens]
-        order, starts = torch.arange(len(states)), mask.cumsum(0) - mask
+        order, starts = torch.arange(len(states), device=states.device), mask.cumsum(0) - mask
         x = nn.functional.embedding_bag(order, states, starts, mode="sum", per_sample_weights=gate)
         return nn.functional.normalize(x, dim=-1)
 

@@ -9,6 +9,7 @@ import torch
 from nexus_client.cache import Cache
 from nexus_client.embed import default_base
 from nexus_client.material import ScoredTask, texts_of
+from nexus_client.train import best_device
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.base_model import base_hash
 from nexus_common.layout import WIDTH
@@ -84,14 +85,16 @@ class States:
 
     def __init__(self, texts: Sequence[str]) -> None:
         cache = Cache(CACHE / base_hash(default_base())[:16])
-        self._pooled = torch.from_numpy(cache.pooled(texts))
+        device = best_device()
+        self._pooled = torch.from_numpy(cache.pooled(texts)).to(device)
         each, lengths = [], []
         for start in range(0, len(texts), READ_TEXTS):
             states, mask = cache.tokens(texts[start : start + READ_TEXTS])
             each.append(torch.from_numpy(states[mask.astype(bool)]))
             lengths += [int(length) for length in mask.sum(axis=1)]
         cache.close()
-        self._tokens, self._lengths = torch.cat(each), torch.tensor(lengths)  # [all tokens, 384] float16
+        self._tokens = torch.cat(each).to(device)  # [all tokens, 384] float16
+        self._lengths = torch.tensor(lengths, device=device)
         self._starts = self._lengths.cumsum(0) - self._lengths
 
     def pooled(self, numbers: np.ndarray) -> Tensor:
@@ -103,7 +106,8 @@ class States:
         wanted = torch.from_numpy(numbers)
         lengths = self._lengths[wanted]
         before = lengths.cumsum(0) - lengths
-        places = torch.arange(int(lengths.sum())) + torch.repeat_interleave(self._starts[wanted] - before, lengths)
+        order = torch.arange(int(lengths.sum()), device=lengths.device)
+        places = order + torch.repeat_interleave(self._starts[wanted] - before, lengths)
         return self._tokens[places].float(), lengths
 
 
@@ -118,5 +122,6 @@ def embed(adapter: DendriticAdapter, states: States, numbers: np.ndarray, total:
     """Embeddings [total, 384] of the texts with these numbers; the other rows stay 0."""
     out = np.zeros((total, WIDTH), np.float32)
     for part in np.array_split(numbers, max(1, len(numbers) // EMBED_TEXTS)):
-        out[part] = adapter(*(states.tokens(part) if adapter.salience is not None else (states.pooled(part),))).numpy()
+        given = states.tokens(part) if adapter.salience is not None else (states.pooled(part),)
+        out[part] = adapter(*given).cpu().numpy()
     return out

@@ -116,7 +116,9 @@ def run(job: Job, commit: str) -> float:
     found = measured(job)
     seconds = time.monotonic() - began
     beside = job.file.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps({"job": job.described, "code": commit, "seconds": round(seconds, 1)} | found))
+    where = f"torch {torch.__version__}, {dendrite_training.DEVICE.type}"
+    told = {"job": job.described, "code": commit, "seconds": round(seconds, 1), "where": where}
+    beside.write_text(json.dumps(told | found))
     beside.replace(job.file)
     return seconds
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 from nexus_client.privacy import LEAST_NOISE, epsilon_of
+from nexus_client.train import best_device
 from scipy import optimize
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
@@ -38,12 +39,13 @@ def noise_for(epsilon: float) -> float:
 
 def noisy(arm: Arm, epsilon: float, rate: float, seed: int) -> dict[str, Any]:
     """``STEPS`` protected steps; the last adapter's figures."""
-    data, states, adapter = loaded("stsb"), states_of("stsb"), arm.adapter(seed)
+    data, states, adapter = loaded("stsb"), states_of("stsb"), arm.adapter(seed).to(best_device())
     assert isinstance(data, Similarity)
     layer, generator = adapter.projection.layer, torch.Generator().manual_seed(seed)
     weights = dict(layer.named_parameters())
     optimiser = torch.optim.Adam(layer.parameters(), rate)
-    a, b, score = states.pooled(data.train.a), states.pooled(data.train.b), torch.from_numpy(data.train.score)
+    a, b = states.pooled(data.train.a), states.pooled(data.train.b)
+    score = torch.from_numpy(data.train.score).to(a.device)
 
     def loss(given: dict[str, Tensor], one: Tensor, other: Tensor, wanted: Tensor) -> Tensor:
         cosine = torch.cosine_similarity(*functional_call(layer, given, (torch.stack([one, other]),)), dim=0)
@@ -52,9 +54,10 @@ def noisy(arm: Arm, epsilon: float, rate: float, seed: int) -> dict[str, Any]:
     each = vmap(grad(loss), in_dims=(None, 0, 0, 0))
     deviation = noise_for(epsilon) * CLIP
     for _ in range(STEPS):
-        drawn = (torch.rand(len(a), generator=generator) < SAMPLING).nonzero().squeeze(-1)
-        total = {name: deviation * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
-        for part in drawn.split(CHUNK):
+        rows = (torch.rand(len(a), generator=generator) < SAMPLING).nonzero().squeeze(-1)
+        noise = {name: torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+        total = {name: deviation * drawn.to(a.device) for name, drawn in noise.items()}
+        for part in rows.split(CHUNK):
             found = each({name: w.detach() for name, w in weights.items()}, a[part], b[part], score[part])
             norms = torch.stack([g.flatten(1).square().sum(1) for g in found.values()]).sum(0).sqrt()  # [pairs]
             scale = (CLIP / norms.clamp_min(1e-12)).clamp_max(1.0)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from nexus_client.growing import DendriteGrowth
 from nexus_client.material import Task, size
-from nexus_client.train import Learner, States, clipped, make_optimiser, scored_loss, task_loss
+from nexus_client.train import Learner, States, best_device, clipped, make_optimiser, scored_loss, task_loss
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
@@ -31,7 +31,7 @@ from tests.plans import make_plan
 EPOCHS: Final = 30
 MOST_EPOCHS: Final = 60  # of an arm that grows: a trial costs both of its arms
 TRAIN_PARTS: Final = 12
-CPU: Final = torch.device("cpu")
+DEVICE: Final = best_device()
 Look = dict[str, float]
 
 
@@ -40,7 +40,7 @@ def epochs(arm: Arm, settings: LocalSettings, seed: int, count: int = EPOCHS) ->
     data, states = loaded("stsb"), states_of("stsb")
     assert isinstance(data, Similarity)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    adapter = arm.adapter(seed)
+    adapter = arm.adapter(seed).to(DEVICE)
     optimiser = make_optimiser(adapter, settings)
     growth = None if arm.grows is None else DendriteGrowth("dev", greater_is_better=True, place=arm.grows)
     control, schedule = SimpleNamespace(should_training_stop=False), torch.optim.lr_scheduler.LambdaLR(optimiser, _one)
@@ -48,7 +48,7 @@ def epochs(arm: Arm, settings: LocalSettings, seed: int, count: int = EPOCHS) ->
     best = read(adapter)
     total = count if growth is None else MOST_EPOCHS
     while len(curve) < total and not control.should_training_stop:
-        learner = Learner(adapter, states, CPU, settings.dropout, generator)
+        learner = Learner(adapter, states, DEVICE, settings.dropout, generator)
         order = rng.permutation(size(data.train))
         for rows in np.array_split(order, round(len(order) / settings.batch_rows)):
             _step(optimiser, scored_loss(learner, data.train, rows, settings))
@@ -77,7 +77,7 @@ def untuned() -> dict[str, Any]:
     """The base model on STS-B, in the form of ``epochs``."""
     data = loaded("stsb")
     assert isinstance(data, Similarity)
-    adapter = DendriticAdapter(Arm("untuned", "").layout)
+    adapter = DendriticAdapter(Arm("untuned", "").layout).to(DEVICE)
     adapter.load_vector(adapter.layout.first_vector(b""))
     told = _closely(adapter, data)
     return {"curve": [told], "best": told, "last": told, "parameters": 0}
@@ -103,7 +103,7 @@ def _look(adapter: DendriticAdapter, data: Similarity) -> Look:
 def _closely(adapter: DendriticAdapter, data: Similarity) -> dict[str, Any]:
     """That, the loss over all training pairs without dropout, and general similarity."""
     states, settings = states_of("stsb"), LocalSettings()
-    learner = Learner(adapter, states, CPU)
+    learner = Learner(adapter, states, DEVICE)
     with torch.inference_mode():
         parts = np.array_split(np.arange(size(data.train)), TRAIN_PARTS)
         losses = [len(part) * float(scored_loss(learner, data.train, part, settings)) for part in parts]
@@ -116,7 +116,7 @@ def take_steps(
 ) -> None:
     """``settings.steps`` steps of one site, as ``train.local_update`` takes them."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-    learner = Learner(adapter, states, CPU, settings.dropout, generator)
+    learner = Learner(adapter, states, DEVICE, settings.dropout, generator)
     optimiser = make_optimiser(adapter, settings)
     odds = np.array([size(task) for task in tasks], float)
     for _ in range(settings.steps):
@@ -126,13 +126,13 @@ def take_steps(
 
 def read(adapter: DendriticAdapter) -> Vector:
     """All parameters as one vector; for the product's adapters in the order of their layout."""
-    found: Vector = parameters_to_vector(adapter.parameters()).detach().numpy().copy()
+    found: Vector = parameters_to_vector(adapter.parameters()).detach().cpu().numpy().copy()
     return found
 
 
 def write(adapter: DendriticAdapter, vector: Vector) -> None:
     """The inverse of ``read``."""
-    vector_to_parameters(torch.from_numpy(vector.copy()), adapter.parameters())
+    vector_to_parameters(torch.from_numpy(vector.copy()).to(DEVICE), adapter.parameters())
 
 
 def trained(adapter: DendriticAdapter, begins: Vector, train: Callable[[], None], clip_norm: float) -> Vector:
@@ -161,7 +161,7 @@ def rounds(
     """Ten rounds over a set's sites (without site ``out``, which is then judged alone), judged after the last."""
     data, states = loaded(name), states_of(name)
     sites = [site for site in data.sites if site != out]
-    plan, adapter = plan_of(arm, sites, seed), arm.adapter(seed)
+    plan, adapter = plan_of(arm, sites, seed), arm.adapter(seed).to(DEVICE)
     rng = np.random.default_rng([seed, 1])
     if pooled:  # the same number of steps, each over as many rows as all sites together
         settings = settings.model_copy(update={"batch_rows": settings.batch_rows * len(sites)})
@@ -190,7 +190,7 @@ def masked(name: str, arm: Arm, seed: int) -> dict[str, Any]:
     every = {site: data.tasks(site, None, rng) for site in data.sites}
     padded = simulate.states_of(data.texts.items, arm.layout)
     vector = simulate.federated(plan_of(arm, data.sites, seed), every, padded, seed)
-    adapter = arm.adapter(seed).load_vector(vector)
+    adapter = arm.adapter(seed).load_vector(vector).to(DEVICE)
     found = embed(adapter, states_of(name), data.judged_texts, len(data.texts.items))
     return {"curve": [_judged(name, found, None)], "parameters": live(adapter)}
 
@@ -198,7 +198,7 @@ def masked(name: str, arm: Arm, seed: int) -> dict[str, Any]:
 def base(name: str) -> dict[str, Any]:
     """The base model on a set, each site's own figure too."""
     data, layout = loaded(name), Arm("untuned", "").layout
-    adapter = DendriticAdapter(layout).load_vector(layout.first_vector(b""))
+    adapter = DendriticAdapter(layout).load_vector(layout.first_vector(b"")).to(DEVICE)
     vectors = embed(adapter, states_of(name), data.judged_texts, len(data.texts.items))
     curve = [_judged(name, vectors, None)]
     if isinstance(data, Retrieval):

@@ -13,6 +13,7 @@ import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from multiprocessing import get_context
 
 from tests.bench import simulate
 from tests.bench.data import require_data
@@ -51,7 +52,7 @@ def main() -> None:
         print(f"encoding {name} (once; kept in .bench/cache)", flush=True)
         simulate.encode(loaded(name).texts.items)
     began, commit = time.monotonic(), code()
-    with ProcessPoolExecutor(arguments.workers) as pool:
+    with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:  # CUDA allows no fork
         running = {pool.submit(run, job, commit): job for job in missing}
         for done, future in enumerate(as_completed(running), 1):
             if future.exception():
