@@ -13,7 +13,7 @@ from nexus_common import wire
 from nexus_common.layout import Layout, Vector
 from nexus_common.versions import StoredAdapter, vector_hash
 
-from nexus_client.acceptance import compare
+from nexus_client.acceptance import RARE_LOSS, THE_BASE, compare
 from nexus_client.alone import default_recipe, train_alone
 from nexus_client.evaluate import Floats
 from nexus_client.judge import row_scores
@@ -22,7 +22,6 @@ from nexus_client.shelf import BASE, Gone, Kind, Shelf, digest_of, name_of
 from nexus_client.taken import birth_hash
 from nexus_client.workspace import Workspace
 
-THE_BASE = "the base model"
 NOTHING = "there is no question to choose by, so the base model stays in use until a person says otherwise"
 
 
@@ -39,7 +38,8 @@ def best_of(scores: Mapping[str, Floats], max_loss: float) -> Best:
     base = scores[BASE]
     if not len(base):
         return Best(BASE, NOTHING)
-    judged = {name: compare(rows, base, max_loss) for name, rows in scores.items() if name != BASE}
+    rivals = {name: rows for name, rows in scores.items() if name != BASE}
+    judged = {name: compare(rows, base, max_loss, RARE_LOSS, len(rivals)) for name, rows in rivals.items()}
     taken = [BASE, *(name for name, one in judged.items() if one.accepted)]
     best = max(taken, key=lambda name: float(scores[name].mean()))  # the first of equals
     if best != BASE:
@@ -85,7 +85,7 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
         scores[name_of(personal, "personal")] = of_rivals[at]
     for kind in ("alone", "personal"):
         if (made := models.get(kind)) is not None and shelf.models.like(made, kind) is None:
-            judged = compare(scores[name_of(made, kind)], base, max_loss)
+            judged = compare(scores[name_of(made, kind)], base, max_loss, RARE_LOSS)
             shelf.put(made, kind, accepted=judged.accepted, reason=judged.against(THE_BASE))
     best = best_of({BASE: base} | scores, max_loss)
     held_best = shelf.models.named(best.name)

@@ -15,8 +15,8 @@ from nexus_common import wire
 from nexus_common.errors import NexusError
 from nexus_common.versions import StoredAdapter, vector_hash
 
-from nexus_client.acceptance import Decision, decide
-from nexus_client.choice import NOTHING, THE_BASE, call_back, choose, made_for, newest
+from nexus_client.acceptance import THE_BASE, Decision, decide
+from nexus_client.choice import NOTHING, call_back, choose, made_for, newest
 from nexus_client.consent import Consent
 from nexus_client.evaluate import NotFinite
 from nexus_client.judge import row_scores

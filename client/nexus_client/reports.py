@@ -8,10 +8,10 @@ from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import Recipe, read_recipe
 from nexus_common.versions import StoredAdapter
 
-from nexus_client.acceptance import compare
+from nexus_client.acceptance import THE_BASE, compare
 from nexus_client.agent_api import EvaluateReport, PreviewReport
 from nexus_client.alone import default_recipe, train_alone
-from nexus_client.choice import THE_BASE, choose
+from nexus_client.choice import choose
 from nexus_client.consent import Consent
 from nexus_client.judge import judge
 from nexus_client.judging import judge_newest

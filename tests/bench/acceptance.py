@@ -6,7 +6,7 @@ fall on the same questions, and the one that looks best on these rows is held ag
 """
 
 import numpy as np
-from nexus_client.acceptance import compare
+from nexus_client.acceptance import RARE_LOSS, compare
 from nexus_client.policy import Policy
 
 TRUE_LOSS, ONE_LOSS = 0.03, 0.8
@@ -28,7 +28,7 @@ def taken(rows: int, count: int) -> float:
     for _ in range(RUNS):
         apart = models(rng, rows, count)
         best = apart[apart.mean(axis=1).argmax()]
-        hits += compare(best, np.zeros(rows), bound).accepted
+        hits += compare(best, np.zeros(rows), bound, RARE_LOSS, count).accepted
     return 100 * hits / RUNS
 
 

@@ -2,7 +2,8 @@
 
 Each runs in a process of its own, on the same texts and processors, and they take turns, so that a busy machine slows
 all alike: what counts is the median ratio of a turn.  sentence-transformers and fastembed come from `.venv-outside`, as
-their users have them.  Ours is what ``search`` and ``serve`` run, with an adapter (salience and projection) in it.
+their users have them.  Ours is what ``search`` and ``serve`` run, with an adapter (salience and projection) in it;
+*base* is the same without one, so its ratio says what the adapter costs.
 """
 
 import argparse
@@ -96,7 +97,7 @@ def main() -> None:
                         "batch": [row["text"] for row in documents[:PASSAGES]]})
         )  # fmt: skip
         here = Path(sys.executable)
-        names = {"NEXUS int8": here, "NEXUS fp32": here, "onnxruntime fp32": here,
+        names = {"NEXUS int8": here, "NEXUS int8, base": here, "NEXUS fp32": here, "onnxruntime fp32": here,
                  "sentence-transformers": OUTSIDE, "fastembed": OUTSIDE}  # fmt: skip
         workers = [Worker(each, python, folder, arguments.threads) for each, python in names.items()]
         for _ in range(arguments.turns):

@@ -14,12 +14,14 @@ Embed = Callable[[Sequence[str]], Any]
 BATCH = 32
 
 
-def nexus(folder: Path, base: str, threads: int, precision: str) -> Embed:
+def nexus(folder: Path, base: str, threads: int, precision: str, *, adapted: bool = True) -> Embed:
     from nexus_client.light import LightEncoder
     from nexus_client.light_adapter import LightAdapter
     from nexus_common.versions import StoredAdapter
 
     encoder = LightEncoder(folder / f"encoder-{precision}.onnx", Path(base), threads)
+    if not adapted:
+        return encoder.base_embeddings
     stored = StoredAdapter.read(folder / "adapter.safetensors")
     assert stored is not None
     adapter = LightAdapter(stored.layout, stored.vector)
@@ -95,6 +97,7 @@ def main() -> None:
     base, began = given["base"], time.perf_counter()
     made: dict[str, Callable[[], Embed]] = {
         "NEXUS int8": lambda: nexus(folder, base, threads, "int8"),
+        "NEXUS int8, base": lambda: nexus(folder, base, threads, "int8", adapted=False),
         "NEXUS fp32": lambda: nexus(folder, base, threads, "fp32"),
         "onnxruntime fp32": lambda: plain_onnxruntime(folder, base, threads),
         "sentence-transformers": lambda: sentence_transformers(base, threads),

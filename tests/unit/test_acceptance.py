@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from nexus_client.acceptance import RISK, compare, decide
+from nexus_client.acceptance import RARE_LOSS, RISK, THE_BASE, compare, decide
 from nexus_client.evaluate import FEWEST_TO_TELL, Floats, resampled_means, spearman, spearman_rows
 
 MAX_LOSS = 0.02
@@ -72,6 +72,33 @@ def test_the_same_scores_are_no_loss(both: Floats) -> None:
 )
 def test_verdicts(gain: float, rows: int, spread: float, verdict: str) -> None:
     assert compare(*noisy(gain, rows, spread), MAX_LOSS).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("gain", "rows", "picked_of", "verdict"),
+    [
+        (0.0, 56, 1, "cannot tell"),  # a twentieth of all questions may lose half their score, and none of 56 shows it
+        (0.0, 57, 1, "not worse"),
+        (0.0, 57, 5, "cannot tell"),
+        (0.0, 96, 5, "not worse"),
+        (0.08, 20, 1, "better"),
+        (0.08, 20, 5, "better"),
+        (0.02, 20, 1, "cannot tell"),
+        (-0.1, 20, 1, "worse"),
+    ],
+)
+def test_room_is_left_for_losses_that_so_few_rows_would_not_have_shown(
+    gain: float, rows: int, picked_of: int, verdict: str
+) -> None:
+    found = compare(np.full(rows, gain), np.zeros(rows), MAX_LOSS, RARE_LOSS, picked_of)
+    assert found.verdict == verdict
+    assert found.accepted == (found.enough <= rows and gain >= 0)
+
+
+def test_the_room_is_left_against_the_base_model_alone() -> None:
+    same = np.zeros(30)
+    assert decide(same, {"winter-3": same}, MAX_LOSS).accepted
+    assert not decide(same, {THE_BASE: same, "winter-3": same}, MAX_LOSS).accepted
 
 
 def test_votes_are_given_where_something_is_shown() -> None:
