@@ -103,14 +103,12 @@ def loaded(folder: Path, device: str) -> "SentenceTransformer":
 class CachedStates:
     """The cache as the trainer reads it (``train.States``): pooled vectors in memory, token states memory-mapped."""
 
-    def __init__(self, cache: Cache, texts: Sequence[str], *, pooled: bool) -> None:
+    def __init__(self, cache: Cache, texts: Sequence[str]) -> None:
         self._cache, self._texts = cache, texts
-        self._pooled = torch.from_numpy(cache.pooled(texts)) if pooled else None
+        self._pooled = torch.from_numpy(cache.pooled(texts))
 
     def pooled(self, numbers: Ids) -> Tensor:
         """[n, 384]."""
-        if self._pooled is None:
-            raise ValueError("pooled vectors were not loaded")
         return self._pooled[torch.from_numpy(numbers)]
 
     def tokens(self, numbers: Ids) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,12 @@
 
 Ranking: InfoNCE (van den Oord et al. 2018) with in-batch negatives, known hard negatives and passages drawn from the
 site's own corpus; every candidate that is also a right answer is masked.  Scored pairs: the mean squared error of the
-cosine, or CoSENT (Su 2022).  Nothing here reads a file or talks to anybody.
+cosine, or CoSENT (Su 2022).  To each, distillation from the base model adds what keeps the adapter from forgetting
+(Li and Hoiem 2016).  Nothing here reads a file or talks to anybody.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -17,9 +18,10 @@ from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import LocalSettings
 from torch import Tensor
 
-from nexus_client.material import Ids, RankingTask, ScoredTask, Task, size
+from nexus_client.material import Ids, RankingTask, ScoredTask, Task, size, texts_of
 
 COSENT_SCALE: Final = 20.0
+DISTILLED: Final = 64  # texts a step
 
 
 class States(Protocol):
@@ -99,10 +101,9 @@ def local_update(
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     learner = Learner(adapter, states, device, settings.dropout, generator)
     optimiser = make_optimiser(adapter, settings)
-    odds = np.array([size(task) for task in tasks], float)
+    texts = texts_of(tasks)
     for step in range(settings.steps):
-        task = tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))]
-        loss = task_loss(learner, task, settings, rng)
+        loss = step_loss(learner, tasks, texts, settings, rng)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -121,6 +122,24 @@ def make_optimiser(adapter: DendriticAdapter, settings: LocalSettings) -> torch.
     if adapter.salience is not None:
         groups.append({"params": list(adapter.salience.parameters()), "lr": settings.salience_learning_rate})
     return torch.optim.Adam(groups)
+
+
+def step_loss(
+    learner: Learner, tasks: Sequence[Task], texts: Ids, settings: LocalSettings, rng: np.random.Generator
+) -> Tensor:
+    """The loss of one step: a batch of one task, drawn by its rows; and how far the adapter moves some of all texts."""
+    odds = np.array([size(task) for task in tasks], float)
+    loss = task_loss(learner, tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))], settings, rng)
+    if settings.distillation == 0:
+        return loss
+    return loss + settings.distillation * moved(learner, texts, rng)
+
+
+def moved(learner: Learner, texts: Ids, rng: np.random.Generator) -> Tensor:
+    """Mean of 1 - cosine between the embeddings, without dropout, and the base model's, over some of these texts."""
+    numbers = rng.choice(texts, min(DISTILLED, len(texts)), replace=False)
+    found, base = replace(learner, dropout=0.0).embed(numbers), learner.states.pooled(numbers).to(learner.device)
+    return 1 - (found * base).sum(dim=-1).mean()
 
 
 def task_loss(learner: Learner, task: Task, settings: LocalSettings, rng: np.random.Generator) -> Tensor:

@@ -127,7 +127,7 @@ class Workspace:
                 if self._prunes:
                     cache.keep_only(pooled=texts, tokens=texts)
                 self.encoder.fill(texts, tokens=(), progress=progress)
-                return Readied(material.train, held_out, CachedStates(cache, texts, pooled=True))
+                return Readied(material.train, held_out, CachedStates(cache, texts))
             numbers = first_texts(material.train, texts, self.settings.salience_rows)
             tasks = [task for task in (task.only(set(numbers)) for task in material.train) if size(task)]
             if not tasks:
@@ -139,8 +139,7 @@ class Workspace:
             if self._prunes:
                 cache.keep_only(pooled=texts, tokens=tokens)
             self.encoder.fill(texts, tokens=tokens, progress=progress)
-            pooled = recipe.adapter.layout.salience is None  # that is what it trains on until salience has grown
-            return Readied(tasks, held_out, CachedStates(cache, texts, pooled=pooled))
+            return Readied(tasks, held_out, CachedStates(cache, texts))
 
     def embed(self, adapters: Sequence[tuple[Layout, Vector]], numbers: Ids) -> list[NDArray[np.float32]]:
         """The texts of these numbers under each adapter, [n, 384] of length 1; each text is encoded once at most."""

@@ -78,7 +78,7 @@ def cache() -> Cache:
 @functools.cache
 def states(name: str) -> CachedStates:
     """A set's frozen states."""
-    return CachedStates(cache(), set_of(name).texts.items, pooled=True)
+    return CachedStates(cache(), set_of(name).texts.items)
 
 
 def retrieval(name: str) -> Retrieval:

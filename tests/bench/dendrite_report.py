@@ -18,6 +18,7 @@ from tests.bench.dendrite_tables import (
     choices,
     compared,
     curves,
+    distillations,
     noise,
     salience_rates,
     same_count,
@@ -76,6 +77,10 @@ def report(found: Found) -> str:
         "## Salience's learning rate",
         "The shipped adapter, dev alone: thirty epochs over STS-B, and ten federated rounds over the others.",
         salience_rates(found),
+        "## Distillation from the base model",
+        "The shipped adapter, dev alone but for STS 12-15, which chose nothing: thirty epochs over STS-B, and ten "
+        "federated rounds over a set, judged on its own questions and on the sets that it never saw.",
+        distillations(found),
     ]
     for name in SETS:
         arms = {kind: found.arms(kind, name) for kind in ("pooled", "federated")}

@@ -7,6 +7,7 @@ import numpy as np
 from nexus_client.embed import default_base
 
 from tests.bench.dendrite_arms import ARMS
+from tests.bench.dendrite_data import SETS
 from tests.bench.dendrite_figures import (
     Arms,
     Figure,
@@ -28,7 +29,17 @@ from tests.bench.dendrite_figures import (
     side,
     table,
 )
-from tests.bench.dendrite_jobs import BOTH, CORE, EPSILONS, NOISY, RETRIEVAL, SALIENCE_RATES, SETTINGS, UNTUNED
+from tests.bench.dendrite_jobs import (
+    BOTH,
+    CORE,
+    DISTILLATIONS,
+    EPSILONS,
+    NOISY,
+    RETRIEVAL,
+    SALIENCE_RATES,
+    SETTINGS,
+    UNTUNED,
+)
 
 LATE: Final = {"train loss x 1000": lambda result: 1000 * at("last", "train")(result), "fallen by": fallen}
 CURVE: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)
@@ -180,6 +191,22 @@ def salience_rates(found: Found) -> str:
         cells += [shown([last_round("dev")(result) for result in each[name].values()]) for name in RETRIEVAL]
         rows.append([f"{rate:g}", str(len(similar)), *cells])
     return table(("salience's learning rate", "seeds", "STS-B, best dev", "fallen by epoch 30", *RETRIEVAL), rows)
+
+
+def distillations(found: Found) -> str:
+    """The weight of distillation, by dev: what each set gains, and what two federations make of the others."""
+    rows = []
+    for weight in DISTILLATIONS:
+        each = {name: found.arms("distillation", name, str(weight)).get(BOTH, {}).values() for name in SETS}
+        cells = [shown([figure(result) for result in each["stsb"]]) for figure in (at("best", "dev"), fallen)]
+        for name in RETRIEVAL:
+            cells.append(shown([last_round("dev")(result) for result in each[name]]))
+            cells += [shown([r["elsewhere"][other]["dev"] for r in each[name]]) for other in SETS if other != name]
+            cells.append(shown([r["elsewhere"]["general"]["mean"] for r in each[name]]))
+        rows.append([f"{weight:g}", str(len(each["stsb"])), *cells])
+    heads = [f"{name}: {what}" for name in RETRIEVAL
+             for what in ("own", *(other for other in SETS if other != name), "STS 12-15")]  # fmt: skip
+    return table(("weight", "seeds", "STS-B, best dev", "fallen by epoch 30", *heads), rows)
 
 
 def noise(found: Found) -> str:

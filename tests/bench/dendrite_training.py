@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 from nexus_client.growing import DendriteGrowth
-from nexus_client.material import Task, size
-from nexus_client.train import Learner, States, best_device, clipped, make_optimiser, scored_loss, task_loss
+from nexus_client.material import Task, size, texts_of
+from nexus_client.train import Learner, States, best_device, clipped, make_optimiser, moved, scored_loss, step_loss
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
@@ -25,7 +25,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tests.bench import simulate
 from tests.bench.data import Retrieval
 from tests.bench.dendrite_arms import Arm, live
-from tests.bench.dendrite_data import Similarity, embed, loaded, states_of
+from tests.bench.dendrite_data import SETS, Similarity, embed, loaded, states_of
 from tests.plans import make_plan
 
 EPOCHS: Final = 30
@@ -45,13 +45,16 @@ def epochs(arm: Arm, settings: LocalSettings, seed: int, count: int = EPOCHS) ->
     growth = None if arm.grows is None else DendriteGrowth("dev", greater_is_better=True, place=arm.grows)
     control, schedule = SimpleNamespace(should_training_stop=False), torch.optim.lr_scheduler.LambdaLR(optimiser, _one)
     curve: list[Look] = []
-    best = read(adapter)
+    best, texts = read(adapter), texts_of([data.train])
     total = count if growth is None else MOST_EPOCHS
     while len(curve) < total and not control.should_training_stop:
         learner = Learner(adapter, states, DEVICE, settings.dropout, generator)
         order = rng.permutation(size(data.train))
         for rows in np.array_split(order, round(len(order) / settings.batch_rows)):
-            _step(optimiser, scored_loss(learner, data.train, rows, settings))
+            loss = scored_loss(learner, data.train, rows, settings)
+            if settings.distillation:
+                loss = loss + settings.distillation * moved(learner, texts, rng)
+            _step(optimiser, loss)
         curve.append(_look(adapter, data))
         if curve[-1]["dev"] == max(look["dev"] for look in curve):
             best = read(adapter)
@@ -118,10 +121,9 @@ def take_steps(
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     learner = Learner(adapter, states, DEVICE, settings.dropout, generator)
     optimiser = make_optimiser(adapter, settings)
-    odds = np.array([size(task) for task in tasks], float)
+    texts = texts_of(tasks)
     for _ in range(settings.steps):
-        task = tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))]
-        _step(optimiser, task_loss(learner, task, settings, rng))
+        _step(optimiser, step_loss(learner, tasks, texts, settings, rng))
 
 
 def read(adapter: DendriticAdapter) -> Vector:
@@ -156,7 +158,14 @@ def plan_of(arm: Arm, sites: list[str], seed: int) -> Plan:
 
 
 def rounds(
-    name: str, arm: Arm, seed: int, settings: LocalSettings, *, pooled: bool, out: str | None = None
+    name: str,
+    arm: Arm,
+    seed: int,
+    settings: LocalSettings,
+    *,
+    pooled: bool,
+    out: str | None = None,
+    elsewhere: bool = False,
 ) -> dict[str, Any]:
     """Ten rounds over a set's sites (without site ``out``, which is then judged alone), judged after the last."""
     data, states = loaded(name), states_of(name)
@@ -181,14 +190,24 @@ def rounds(
         vector = vector + updates[0] if pooled else server.apply(begins, mean)
     write(adapter, vector)
     found = embed(adapter, states, data.judged_texts, len(data.texts.items))
-    return {"curve": [_judged(name, found, out)], "parameters": live(adapter)}
+    judged = {"curve": [_judged(name, found, out)], "parameters": live(adapter)}
+    return judged | ({"elsewhere": _elsewhere(adapter, name)} if elsewhere else {})
+
+
+def _elsewhere(adapter: DendriticAdapter, name: str) -> dict[str, Look]:
+    """What it does on the sets that it did not train on, general similarity among them."""
+    told = {}
+    for other in SETS.keys() - {name}:
+        found = embed(adapter, states_of(other), loaded(other).judged_texts, len(loaded(other).texts.items))
+        told[other] = _judged(other, found, None)
+    return told | {"general": _closely(adapter, loaded("stsb"))["general"]}
 
 
 def masked(name: str, arm: Arm, seed: int) -> dict[str, Any]:
     """The last version of the same federated run through Conductor, wire codec and secure aggregation."""
     data, frozen, rng = loaded(name), states_of(name), np.random.default_rng([seed, 1])  # one opening at a time
     every = {site: data.tasks(site, None, rng) for site in data.sites}
-    padded = simulate.states_of(data.texts.items, arm.layout)
+    padded = simulate.states_of(data.texts.items)
     vector = simulate.federated(plan_of(arm, data.sites, seed), every, padded, seed)
     adapter = arm.adapter(seed).load_vector(vector).to(DEVICE)
     found = embed(adapter, frozen, data.judged_texts, len(data.texts.items))

@@ -55,7 +55,7 @@ def figure(name: str, salience: bool, column: str, seed: int) -> float:
     layout = plan.adapter.layout
     tasks = {site: dataset.tasks(site, rows, rng) for site in dataset.sites}
     pooled_tasks = dataset.pooled_tasks(rows, rng)
-    states = simulate.states_of(dataset.texts.items, layout)
+    states = simulate.states_of(dataset.texts.items)
     embed = functools.partial(
         simulate.embed, layout, states=states, numbers=dataset.judged_texts, total=len(dataset.texts.items)
     )

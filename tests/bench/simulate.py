@@ -34,9 +34,9 @@ def encode(texts: Sequence[str], progress: Callable[[int, int], None] = lambda *
     Encoder(folder, Cache(CACHE / base_hash(folder)[:16])).fill(texts, tokens=texts, progress=progress)
 
 
-def states_of(texts: Sequence[str], layout: Layout) -> CachedStates:
+def states_of(texts: Sequence[str]) -> CachedStates:
     """What ``encode`` left, as the trainer reads it."""
-    return CachedStates(Cache(CACHE / base_hash(default_base())[:16]), texts, pooled=layout.salience is None)
+    return CachedStates(Cache(CACHE / base_hash(default_base())[:16]), texts)
 
 
 class TrainingSite(SimSite):

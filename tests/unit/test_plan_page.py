@@ -135,7 +135,13 @@ def test_each_site_stands_with_who_answers_for_it_and_the_beginning_of_its_key()
 
 def test_every_setting_of_a_plan_is_on_its_page() -> None:
     local = {"steps": 31, "batch_rows": 77, "learning_rate": 0.0123, "temperature": 0.071, "corpus_negatives": 65}
-    local |= {"salience_learning_rate": 0.0321, "dropout": 0.41, "scored_loss": "cosent", "clip_norm": 9.5}
+    local |= {
+        "salience_learning_rate": 0.0321,
+        "dropout": 0.41,
+        "distillation": 1.7,
+        "scored_loss": "cosent",
+        "clip_norm": 9.5,
+    }
     server = {"optimiser": "fedadam", "step": 1.75, "momentum": 0.81, "second_moment": 0.93, "epsilon": 0.0007}
     plan = make_plan(
         FIVE,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from nexus_client.material import RankingTask, ScoredTask, Texts
-from nexus_client.train import Learner, clipped, local_update, ranking_loss, scored_loss
+from nexus_client.train import Learner, clipped, local_update, moved, ranking_loss, scored_loss
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.errors import NexusError
 from nexus_common.layout import WIDTH, Layout
@@ -123,6 +123,30 @@ def test_training_finds_what_it_is_taught() -> None:
     after.adapter.load_vector(Layout().first_vector(b"") + update)
     rng = np.random.default_rng(1)
     assert ranking_loss(after, task, settings, rng).item() < 0.5 * ranking_loss(before, task, settings, rng).item()
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(0, 0)], ids=str)
+def test_distillation_holds_the_site_s_texts_where_the_base_model_has_them(layout: Layout) -> None:
+    texts, task = pairs(40)
+    states, first = RandomStates(len(texts.items)), layout.first_vector(b"")
+    every, rng = np.arange(len(texts.items)), np.random.default_rng(0)
+    born = learner(layout, states)
+    assert moved(born, every, rng).item() == pytest.approx(0.0, abs=1e-6)
+
+    def after(weight: float) -> Learner:
+        settings = LocalSettings(steps=40, batch_rows=40, learning_rate=1e-2, distillation=weight)
+        trained = learner(layout, states)
+        update = local_update(layout, first, [task], states, settings, np.random.default_rng(0))
+        trained.adapter.load_vector(first + update)
+        return trained
+
+    free, held = after(0.0), after(10.0)
+    assert moved(held, every, rng).item() < 0.5 * moved(free, every, rng).item()
+    cosine = (held.embed(every) * states.pooled(every)).sum(dim=-1)
+    assert moved(held, every, rng).item() == pytest.approx(1 - cosine.mean().item(), abs=0.05)  # over 64 of them
+    assert ranking_loss(held, task, LocalSettings(), np.random.default_rng(1)).item() < (
+        ranking_loss(born, task, LocalSettings(), np.random.default_rng(1)).item()
+    )
 
 
 def test_a_short_update_is_not_clipped() -> None:
