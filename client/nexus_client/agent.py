@@ -7,9 +7,11 @@ import time
 from typing import Final
 
 from nexus_common import certs, rpc, wire
+from nexus_common.audit_watch import AuditWatch
 from nexus_common.authorities import Authorities
 from nexus_common.disk import remove_unfinished, single_process
 from nexus_common.errors import NexusError
+from nexus_common.exposition import Exposition
 from nexus_common.journal import Journal
 
 from nexus_client import agent_api as api
@@ -18,6 +20,7 @@ from nexus_client.certificate import renew
 from nexus_client.consent import Consent
 from nexus_client.judging import Judging
 from nexus_client.link import Link
+from nexus_client.metrics import Machine, Metrics
 from nexus_client.record import ProtocolRecord
 from nexus_client.rounds import SiteRounds
 from nexus_client.shelf import Shelf
@@ -46,9 +49,13 @@ class Agent:
         record = ProtocolRecord(place.state / "protocol.sqlite")
         self._evaluating = threading.Lock()
         self.judging = Judging(self.workspace, self.consent, lambda: self.rounds.worked_at, self._evaluating)
-        self.rounds = SiteRounds(self.workspace, identity, self.consent, record, self.judging.version_came)
+        metrics = Metrics()
+        self.rounds = SiteRounds(self.workspace, identity, self.consent, record, self.judging.version_came, metrics)
         self.journal = Journal(self.consent.audit, paced=True)
-        self.link = Link(settings.server, place.keys, self._handle, self.journal, settings.proxy)
+        self.link = Link(settings.server, place.keys, self._handle, self.journal, settings.proxy, metrics)
+        self._audit_watch = AuditWatch(place.audit_file)
+        metrics.registry.register(Machine(place.keys / "site.crt", self.link, self._audit_watch))
+        self._metrics = Exposition(metrics.registry, settings.metrics)
         self.place = place
         place.socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
         self._socket = rpc.start_local(self._methods(), api.SERVICE, place.socket)
@@ -79,6 +86,7 @@ class Agent:
                 "total": progress.total,
                 "last_round_at": progress.last_round_at,
                 "problem": progress.problem or found.problem,
+                "metrics": self._metrics.told,
             }
         )
 
@@ -130,6 +138,7 @@ class Agent:
         link.start()
         threading.Thread(target=self.judging.run, name="judging", daemon=True).start()
         log.info("agent of %s is up, server %s", self.place.site, self.link.address)
+        self._audit_watch.start()
         told = self._policy_version()
         while not stopping.wait(1.0):
             self._settle()
@@ -143,5 +152,6 @@ class Agent:
         self.link.stop()
         link.join(STOP_WITHIN_SECONDS)
         self._settle(now=True)
+        self._metrics.close()
         self._socket.stop(grace=1).wait(STOP_WITHIN_SECONDS)
         log.info("stopped in %.1f s", time.monotonic() - started)

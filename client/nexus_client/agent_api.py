@@ -37,6 +37,7 @@ class StatusReport(Body):
     approved: str | None = None
     proposed: tuple[str, ...] = ()
     problem: str | None = None
+    metrics: str | None = None  # of a running agent: where they are served, or why they are not
 
 
 class CheckLine(Body):

@@ -209,6 +209,7 @@ def _status_text(report: api.StatusReport, call: str) -> str:
         lines.append(f"server {report.server}: last contact {ago(report.last_contact)}; {now}")
         work = f" {report.done} of {report.total}" if report.total else ""
         lines.append(f"doing: {report.phase}{work}")
+        lines.append(f"metrics: {report.metrics}")
     if report.run is None:
         lines.append("no version received yet")
     else:

@@ -25,6 +25,7 @@ from nexus_common.journal import Journal, subject_of
 from nexus_client import flower as fc
 from nexus_client.clock import ServerClock
 from nexus_client.faults import in_words
+from nexus_client.metrics import RECEIVED, SENT, Metrics
 from nexus_client.node_auth import SignedTime
 from nexus_client.tls import foreign_issuer, tls_context
 
@@ -92,9 +93,17 @@ def _bounded(response: httpx.Response) -> None:
 class Link:
     """One site's connection; ``state`` says in words how it is, ``journal`` takes what leaves."""
 
-    def __init__(self, address: str, keys: Path, handle: Handler, journal: Journal, proxy: str | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        keys: Path,
+        handle: Handler,
+        journal: Journal,
+        proxy: str | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.address, self._keys, self._journal, self.clock = address, keys, journal, ServerClock()
-        self._proxy = proxy
+        self._proxy, self._metrics = proxy, metrics or Metrics()
         self._key = certs.load_transport_key(keys / "transport.key")
         self._public_key = certs.public_pem(self._key.public_key())
         self.take_certificate()
@@ -132,6 +141,7 @@ class Link:
                     continue  # this thread's question ended because ``renew`` began a new session
                 # The server is away, restarted (our old node id is unknown there) or refuses us.
                 self._node = None
+                self._metrics.connection_faults.inc()
                 self.state = in_words(problem, self.address, self._foreign_issuer(problem))
                 log.warning("%s; again in %.1f s", self.state, pause)
                 if not isinstance(problem, httpx.HTTPError | fl.ObjectPushError | ValueError | NexusError):
@@ -218,7 +228,9 @@ class Link:
             return
         asks: wire.Message | None = None
         try:
-            asks = wire.decode(fl.parcel_of(instruction))
+            parcel = fl.parcel_of(instruction)
+            self._metrics.bytes[RECEIVED].inc(parcel.size)
+            asks = wire.decode(parcel)
             made = self._handle(asks)
         except Refusal as refusal:
             log.warning("refused: %s", refusal)
@@ -228,8 +240,12 @@ class Link:
             text = fault if known else type(fault).__name__
             log.error("a message could not be worked on; this text stays here: %s", text, exc_info=not known)
             made = wire.Refused("site-failed")
+        if isinstance(made, wire.Refused):
+            self._metrics.refusals[made.code].inc()
         self._journal.message(made, **subject_of(asks), recipient=self.address)
-        self._push(fl.reply(wire.encode(made), instruction))
+        parcel = wire.encode(made)
+        self._push(fl.reply(parcel, instruction))
+        self._metrics.bytes[SENT].inc(parcel.size)
 
     def _pull(self, outer: Any, ids: list[str]) -> Any:
         if fl.has_all(outer):

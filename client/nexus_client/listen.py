@@ -1,10 +1,7 @@
 """From ``nexus-client serve`` to an open port: what may be opened to whom, and a clean end on SIGTERM."""
 
-import ipaddress
 import logging
-import os
 import signal
-import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +9,10 @@ from pathlib import Path
 from typing import Final
 
 import uvicorn
+from nexus_common.address import is_loopback
 from nexus_common.base_model import base_hash
 from nexus_common.errors import NexusError
+from nexus_common.ports import listen
 
 from nexus_client.guard import HEAD_SECONDS, Connection
 from nexus_client.index_build import graph_of
@@ -51,7 +50,7 @@ def serve(place: SiteHome, host: str, port: int, token_file: Path | None) -> Non
         )
     settings = place.settings()
     base = base_hash(settings.base_folder)
-    listener = listen(host, port)
+    listener = listen(host, port, "--port takes another")
     if not any((place.state / "onnx").glob("*/encoder-*.onnx")):
         log.info("making the encoder's graph, once for this site: about 20 s")
     encoder = LightEncoder(graph_of(place, settings, base), settings.base_folder, settings.cpu_threads)
@@ -80,14 +79,6 @@ def serve(place: SiteHome, host: str, port: int, token_file: Path | None) -> Non
     server.run(sockets=[listener])
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def read_token(path: Path) -> str:
     """The secret in a file that only its owner and group can read; NexusError else."""
     try:
@@ -99,17 +90,3 @@ def read_token(path: Path) -> str:
     if len(token) < LEAST_TOKEN or not token.isprintable() or " " in token:
         raise NexusError(f"{path} holds no token of {LEAST_TOKEN} characters or more: openssl rand -hex 32 > {path}")
     return token
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """An open port; NexusError where it cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(MOST_CONNECTIONS)
-    except OSError as problem:
-        told = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else str(problem)
-        raise NexusError(f"cannot listen on {host} port {port}: {told}; --port takes another") from None
-    return listener

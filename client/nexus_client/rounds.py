@@ -32,6 +32,7 @@ from nexus_client.choice import call_back
 from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
 from nexus_client.masking import Made, Masking, weights_names
+from nexus_client.metrics import Metrics, outcome_of
 from nexus_client.record import ProtocolRecord
 from nexus_client.shelf import Shelf
 from nexus_client.taken import birth_hash, check_first, check_newborn, check_number, check_reach, check_stage
@@ -65,7 +66,9 @@ class SiteRounds:
         consent: Consent,
         record: ProtocolRecord,
         on_version: Callable[[], None] = lambda: None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = metrics or Metrics()
         self.workspace, self.identity, self.consent = workspace, identity, consent
         self.record, self.masking = record, Masking(workspace.place.site, identity, record)
         self.progress, self._on_version, self._worked_at = Progress(), on_version, time.time()
@@ -92,6 +95,10 @@ class SiteRounds:
         self._worked_at = math.inf
         try:
             return answer(message)
+        except Refusal:
+            if isinstance(message, wire.TrainRound):
+                self.metrics.rounds["refused"].inc()
+            raise
         finally:
             self._worked_at = time.time()
 
@@ -131,7 +138,8 @@ class SiteRounds:
         self.progress = Progress("preparing", run=plan.name)
         try:
             self._require_rows()
-            readied = self.workspace.ready(plan, self._on_embedded)
+            with self.metrics.phases["preparing"].time():
+                readied = self.workspace.ready(plan, self._on_embedded)
             warm_up()
             self._held_out = HeldOut(plan, readied.held_out, readied.states)
             self._readied = readied
@@ -194,9 +202,11 @@ class SiteRounds:
             return wire.Trained(model)
         started = time.monotonic()
         self.progress = Progress("training", 0, plan.local.steps, plan.name, number)
-        figures, update = self._work(plan, message, begins, model)
+        with self.metrics.phases["training"].time():
+            figures, update = self._work(plan, message, begins, model)
         self._require_consent(plan, number)
         self.masking.made = Made(model, message.stage, weights, update, figures)
+        self.metrics.rounds[outcome_of(message, figures)].inc()
         own_rounds.note(self.workspace.place.own_rounds_file, message, time.monotonic() - started, figures)
         self.progress = replace(self.progress, phase="ready", last_round_at=time.time())
         log.info(
@@ -249,6 +259,7 @@ class SiteRounds:
             draws, updates = self.record.draws(model), list[Vector]()
             for (layout, weights), told in zip(arms, figures, strict=True):
                 rng, losses = np.random.default_rng(draws), list[float]()
+                self.metrics.begin_steps()
                 on_step = partial(self._on_step, plan=plan, number=number, losses=losses)
                 data = readied.tasks, readied.states, plan.local
                 updates.append(local_update(layout, weights, *data, rng, on_step, self.workspace.layer))
@@ -269,11 +280,13 @@ class SiteRounds:
     def _ask(self, message: wire.Ask) -> wire.Message:
         plan = self._current(message.run)
         self.consent.require(plan)
-        return self.masking.answer(message, self.consent.policy.min_cohort)
+        with self.metrics.phases["masking"].time():
+            return self.masking.answer(message, self.consent.policy.min_cohort)
 
     def _on_step(self, done: int, loss: float, plan: Plan, number: int, losses: list[float]) -> None:
         self.consent.require(plan)  # consent may have been withdrawn meanwhile
         losses.append(loss)
+        self.metrics.count_step()
         self.progress = Progress("training", done, plan.local.steps, plan.name, number)
 
     def _deliver(self, message: wire.Deliver) -> wire.Message:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from nexus_common.address import Address, Proxy
+from nexus_common.address import Address, AddressOrOff, Proxy
 from nexus_common.config import Settings, SiteName, read_toml, toml_string
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
@@ -21,6 +21,7 @@ from nexus_client.encoder_file import Precision
 Engine = Literal["native", "perforatedai"]
 ETC: Final = Path("/etc/nexus")
 VAR: Final = Path("/var/lib/nexus")
+METRICS_PORT: Final = 9465
 TEMPLATE: Final = """\
 # Settings of {site}; `nexus-client check` reads them with you.
 site = {site_text}
@@ -31,6 +32,9 @@ salience_rows = 5000      # texts whose token states may be kept on disk (about 
 holdout_share = 0.3333    # of the groups: never trained on, half to choose by, half only to judge by
 # precision = "fp32"       # of the encoder in search and serve; int8 (default) is faster and takes less memory
 {proxy}
+# Figures of this agent for Prometheus, at /metrics; for this machine alone unless you say otherwise.  "off": none.
+metrics = "127.0.0.1:{metrics_port}"
+
 # base_model = "/path/to/a/SentenceTransformer/folder"   # default: the packaged all-MiniLM-L6-v2
 # engine = "perforatedai"   # Perforated AI's own package computes the dendrites, to the last bit the same; x86_64 only
 
@@ -51,6 +55,7 @@ class SiteSettings(Settings):
     engine: Engine = "native"
     precision: Precision = "int8"
     proxy: Proxy | None = None
+    metrics: AddressOrOff = f"127.0.0.1:{METRICS_PORT}"
     data: tuple[DataSource, ...] = ()
 
     @property
@@ -165,6 +170,7 @@ class SiteHome:
         """Write a commented ``site.toml``; False where there is one, which stays as it is."""
         if self.settings_file.exists():
             return False
+        others = sum(1 for _ in self.settings_folder.parent.glob("*/site.toml"))  # each needs a port of its own
         tables = "".join(f"\n[[data]]\npath = {toml_string(str(path.absolute()))}\n" for path in data)
         text = TEMPLATE.format(
             site=self.site,
@@ -172,6 +178,7 @@ class SiteHome:
             server_text=toml_string(server),
             threads=os.cpu_count() or 1,
             proxy=f"proxy = {toml_string(proxy)}" if proxy else '# proxy = "http://proxy.example:3128"   # CONNECT',
+            metrics_port=METRICS_PORT + others,
             data=tables or '\n# [[data]]\n# path = "/srv/handbook"\n',
         )
         write_durably(self.settings_file, text.encode())

@@ -1,11 +1,13 @@
-"""``HOST:PORT`` as people write it, and a proxy's ``http://HOST:PORT``."""
+"""``HOST:PORT`` as people write it, with "off" where a port may be left closed, and a proxy's ``http://HOST:PORT``."""
 
 import ipaddress
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator
 
 from nexus_common.errors import NexusError
+
+OFF: Final = "off"
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -30,6 +32,18 @@ def _valid(text: str) -> str:
     return text
 
 
+def _valid_or_off(text: str) -> str:
+    return text if text == OFF else _valid(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def split_proxy(text: str) -> tuple[str, int]:
     """``http://proxy.example:3128`` -> host, port; ValueError with the cause."""
     if not text.startswith("http://") or "@" in text:
@@ -43,6 +57,7 @@ def _valid_proxy(text: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_valid)]
+AddressOrOff = Annotated[str, AfterValidator(_valid_or_off)]
 Proxy = Annotated[str, AfterValidator(_valid_proxy)]
 
 

@@ -46,12 +46,11 @@ class Journal:
             self.pace()
         with self._lock:
             code = message.code if isinstance(message, wire.Refused) else None
-            size = sum(len(str(v)) if isinstance(v, int) else len(v) for v in parcel.fields.values())
             self.log.append(
                 "refused" if code else "sent",
                 purpose=wire.purpose(message),
                 code=code,
-                bytes=size + len(parcel.vector or b""),
+                bytes=parcel.size,
                 sha256=digest.hexdigest(),
                 **facts,
             )

@@ -32,6 +32,12 @@ class Parcel:
     fields: dict[str, Field]
     vector: bytes | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of what it says, without what carries it."""
+        said = sum(len(str(value)) if isinstance(value, int) else len(value) for value in self.fields.values())
+        return said + len(self.vector or b"")
+
 
 @dataclass(frozen=True)
 class Propose:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nexus_common.address import OFF
 from nexus_common.audit import AuditLog
 from nexus_common.disk import shortage
 from nexus_common.errors import NexusError
@@ -33,9 +34,10 @@ class Administration:
         audit: AuditLog,
         received: Mapping[bytes, int],
         on_revoked: Callable[[], None],
+        metrics: str = OFF,
     ) -> None:
         self.registry, self.enrolment, self.conductor, self.exchange = registry, enrolment, conductor, exchange
-        self._received, self.on_revoked = received, on_revoked
+        self._received, self.on_revoked, self._metrics = received, on_revoked, metrics
         self.plans = PlanAdministration(registry, conductor, audit)
         self.models = ModelAdministration(registry, conductor, audit)
 
@@ -169,7 +171,7 @@ class Administration:
             {"wanted": wanted.name, "approvals_missing": self.conductor.approvals.lacking(wanted)} if wanted else {}
         )
         faults = (self.conductor.problem, self.conductor.approvals.problem, shortage(self.registry.folder))
-        waits["problem"] = next(filter(None, faults), None)
+        waits["problem"], waits["metrics"] = next(filter(None, faults), None), self._metrics
         connected, run = sorted(self.exchange.alive()), self.registry.active_run() or self.registry.last_run()
         if run is None:
             return api.Status(connected=tuple(connected), **waits)

@@ -174,6 +174,7 @@ class Status(Body):
     round_seconds: tuple[float, ...] = ()
     bytes_up_per_site_round: int | None = None
     connected: tuple[str, ...] = ()
+    metrics: str = ""  # where they are served, or why they are not
 
 
 class NumberedVersion(VersionLine):

@@ -63,6 +63,7 @@ class ModelAdministration:
         if not self.registry.roll_back(run, request.version, between, stage):
             self.audit.append("rollback void", plan=run.plan.hash.hex(), version=request.version)
             raise NexusError("a round was finished in this instant, so nothing was changed; give the command again")
+        self.conductor.metrics.rollbacks.inc()
         self.conductor.wake()
         return self.models(Nothing())
 

@@ -12,8 +12,10 @@ from typing import Final
 from nexus_common import rpc
 from nexus_common.address import split_address
 from nexus_common.audit import AuditLog
+from nexus_common.audit_watch import AuditWatch
 from nexus_common.disk import remove_unfinished, single_process
 from nexus_common.errors import NexusError
+from nexus_common.exposition import Exposition
 from nexus_common.journal import Journal
 
 from nexus_server.admin import Administration
@@ -22,12 +24,14 @@ from nexus_server.ca import ROTATE_DAYS, CertificateAuthority, CertificateFiles
 from nexus_server.door import SiteConnection, make_app, open_door
 from nexus_server.enrolment import Enrolment
 from nexus_server.exchange import GridExchange
-from nexus_server.gate import KnownSite
+from nexus_server.gate import Counted, KnownSite
 from nexus_server.grid import LocalGrid
+from nexus_server.metrics import Metrics
 from nexus_server.registry import Registry
 from nexus_server.renewal import Renewal
 from nexus_server.rounds import Conductor
 from nexus_server.settings import admin_socket, audit_file, read_settings
+from nexus_server.stored import Stored
 from nexus_server.tls import DoorTls
 
 log = logging.getLogger(__name__)
@@ -51,22 +55,27 @@ class Server:
         self.authority.ensure_server_certificate(self.settings.hosts)
         audit = AuditLog(audit_file(home))
         self.journal = Journal(audit)
-        self.enrolment = Enrolment(self.authority, self.registry, self.settings, audit)
+        metrics = Metrics(self.settings.name)
+        self.enrolment = Enrolment(self.authority, self.registry, self.settings, audit, metrics)
         self.grid = LocalGrid()
         self._known: dict[bytes, KnownSite] = {}
         self._seen: dict[str, float] = {}
         self._rotate_from = 0.0
         self._stopping, self._refreshing = threading.Event(), threading.Lock()
         self.refresh_sites()
-        exchange = GridExchange(self.grid, lambda: self.grid.node_of, SiteConnection.received.total, self.journal)
-        self.conductor = Conductor(self.registry, exchange, self._identities, audit)
+        received = SiteConnection.received.total
+        exchange = GridExchange(self.grid, lambda: self.grid.node_of, received, self.journal, metrics)
+        self.conductor = Conductor(self.registry, exchange, self._identities, audit, metrics)
         self.renewal = Renewal(self.registry, exchange, self.authority, audit)
         self.grid.state.on_restart = lambda node: self.conductor.site_left(self.grid.site_of[node])
-        self.administration = Administration(
-            self.registry, self.enrolment, self.conductor, exchange, audit, SiteConnection.received, self.refresh_sites
-        )
+        self._audit_watch = AuditWatch(audit.path)
+        beside = (self.authority, self.conductor, exchange, self._audit_watch)
+        metrics.registry.register(Stored(self.settings.name, self.registry, *beside))
+        self._metrics = Exposition(metrics.registry, self.settings.metrics)
+        told = (SiteConnection.received, self.refresh_sites, self._metrics.told)
+        self.administration = Administration(self.registry, self.enrolment, self.conductor, exchange, audit, *told)
         host, port = split_address(self.settings.listen)
-        app = make_app(self.grid, self._lookup, self._on_seen)
+        app = Counted(make_app(self.grid, self._lookup, self._on_seen), metrics.requests)
         self._door = open_door(app, host, port, DoorTls(files).context)
         socket = admin_socket(home)
         socket.unlink(missing_ok=True)  # the lock above says that no other process serves it
@@ -78,6 +87,7 @@ class Server:
         for sign in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sign, lambda *_: self._stopping.set())
         self._rounds.start()
+        self._audit_watch.start()
         log.info("nexus-server %s is ready at %s", self.settings.name, self.settings.listen)
         while not self._stopping.wait(1.0):
             self._tick()
@@ -143,6 +153,7 @@ class Server:
         log.info("stopping")
         self._stopping.set()
         self._door.should_exit = True
+        self._metrics.close()
         self._admin.stop(grace=1).wait(STOP_WITHIN_SECONDS)
         self.enrolment.close()
         self.grid.close()

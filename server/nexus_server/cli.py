@@ -199,7 +199,11 @@ def status(context: typer.Context) -> None:
     Example: nexus-server status
     """
     answer = call(context, "status", rpc.Nothing(), admin.Status)
-    show(context, answer.model_dump(), sentence(answer) + f"\nconnected: {', '.join(answer.connected) or 'no site'}")
+    show(
+        context,
+        answer.model_dump(),
+        f"{sentence(answer)}\nconnected: {', '.join(answer.connected) or 'no site'}\nmetrics: {answer.metrics}",
+    )
 
 
 cli_models.add_model_commands(app)

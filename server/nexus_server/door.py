@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from nexus_common.errors import NexusError
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nexus_server import flower as fs
@@ -132,7 +133,7 @@ def make_app(grid: LocalGrid, lookup: Lookup, on_seen: Callable[[str], None]) ->
     return Gate(app, lookup)
 
 
-def open_door(app: Gate, host: str, port: int, context: ssl.SSLContext) -> uvicorn.Server:
+def open_door(app: ASGIApp, host: str, port: int, context: ssl.SSLContext) -> uvicorn.Server:
     """Listen in a thread of its own; NexusError where the port is taken, or that thread ends at once."""
     listener = Listener(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -30,6 +30,7 @@ from nexus_common.enrolment import (
 from nexus_common.errors import NexusError, Refusal
 
 from nexus_server.ca import CertificateAuthority
+from nexus_server.metrics import Metrics
 from nexus_server.records import JOIN, RENEW, REPLACE, Invitation, SiteRow
 from nexus_server.registry import Registry
 from nexus_server.settings import ServerSettingsFile
@@ -43,9 +44,15 @@ class Enrolment:
     """Invitations, the requests that use them, and the listener that takes those requests."""
 
     def __init__(
-        self, authority: CertificateAuthority, registry: Registry, settings: ServerSettingsFile, audit: AuditLog
+        self,
+        authority: CertificateAuthority,
+        registry: Registry,
+        settings: ServerSettingsFile,
+        audit: AuditLog,
+        metrics: Metrics | None = None,
     ) -> None:
         self.authority, self.registry, self.settings, self.audit = authority, registry, settings, audit
+        self._metrics = metrics or Metrics()
         self._lock = threading.Lock()  # one request at a time: an invitation is used once
         self._opening = threading.RLock()  # the listener is opened and closed by two threads
         self._listener: grpc.Server | None = None
@@ -118,7 +125,10 @@ class Enrolment:
     def enrol(self, request: EnrolRequest) -> EnrolAnswer:
         """Check a request against its invitation; the certificate, or the refusal's code with its facts."""
         with self._lock:
-            return self._enrol(request)
+            answer = self._enrol(request)
+        if answer.refused:
+            self._metrics.refusals[answer.refused].inc()
+        return answer
 
     def _enrol(self, request: EnrolRequest) -> EnrolAnswer:
         contact = self.settings.contact

@@ -10,6 +10,7 @@ from nexus_common.errors import Refusal
 from nexus_common.journal import Journal, subject_of
 
 from nexus_server import flower as fs
+from nexus_server.metrics import RECEIVED, SENT, Metrics
 
 DEADLINE: Final = "the deadline passed"
 SILENT: Final = "the client fell silent"
@@ -53,9 +54,15 @@ class GridExchange:
     """
 
     def __init__(
-        self, grid: fs.Grid, nodes: Callable[[], Mapping[str, int]], bytes_up: Callable[[], int], journal: Journal
+        self,
+        grid: fs.Grid,
+        nodes: Callable[[], Mapping[str, int]],
+        bytes_up: Callable[[], int],
+        journal: Journal,
+        metrics: Metrics | None = None,
     ) -> None:
         self._grid, self._nodes, self._bytes_up, self._journal = grid, nodes, bytes_up, journal
+        self._metrics = metrics or Metrics()
 
     def alive(self) -> set[str]:
         """Sites that are connected now."""
@@ -70,12 +77,19 @@ class GridExchange:
         site_of = {nodes[site]: site for site in messages}
         for message, sites in _recipients(messages):
             self._journal.message(message, **subject_of(message), to=sites)
-        sent = [
-            fl.instruction(wire.encode(message), nodes[site], timeout_seconds + 5) for site, message in messages.items()
-        ]
+        parcels = {site: wire.encode(message) for site, message in messages.items()}
+        self._metrics.bytes[SENT].inc(sum(parcel.size for parcel in parcels.values()))
+        sent = [fl.instruction(parcel, nodes[site], timeout_seconds + 5) for site, parcel in parcels.items()]
         for reply in self._grid.send_and_receive(sent, timeout=timeout_seconds):
-            answers[site_of[reply.metadata.src_node_id]] = _decoded(reply)
+            answers[site_of[reply.metadata.src_node_id]] = answer = _decoded(reply)
+            self._count(answer)
         return answers
+
+    def _count(self, answer: wire.Message | Failure) -> None:
+        if not isinstance(answer, Failure):
+            self._metrics.bytes[RECEIVED].inc(wire.encode(answer).size)
+        if isinstance(answer, wire.Refused):
+            self._metrics.refusals[answer.code].inc()
 
     def bytes_up(self) -> int:
         """Bytes received from all sites so far."""

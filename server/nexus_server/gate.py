@@ -17,10 +17,11 @@ from fastapi import HTTPException
 from nexus_common import flower as fl
 from nexus_common.certs import foreign, key_hash
 from nexus_common.errors import Refusal
+from prometheus_client import Counter
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nexus_server.grid import LocalGrid
 
@@ -96,6 +97,24 @@ class Gate:
         if peer is None or not peer.begins <= dt.datetime.now(dt.UTC) <= peer.ends:
             return None
         return self.lookup(peer.key_hash)
+
+
+class Counted:
+    """Counts answers by route and status: the paths of the Fleet API, and all others as one."""
+
+    def __init__(self, app: ASGIApp, requests: Counter) -> None:
+        self.app, self._requests = app, requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass it on."""
+        route = scope["path"] if scope["path"] in FLEET_PATHS else "other"
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._requests.labels(route, message["status"]).inc()
+            await send(message)
+
+        await self.app(scope, receive, counted)
 
 
 class Doorbell:

@@ -26,6 +26,7 @@ from nexus_server.exchange import Exchange
 from nexus_server.gathering import Gathering, standing_of
 from nexus_server.lineage import beside
 from nexus_server.masked import Aggregation, ModelSpent, Sum
+from nexus_server.metrics import Metrics
 from nexus_server.next_version import next_version
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
@@ -53,9 +54,15 @@ class Conductor:
     """Runs whatever run the registry says is active; one thread calls ``turn`` over and over."""
 
     def __init__(
-        self, registry: Registry, exchange: Exchange, identities: Callable[[], dict[str, bytes]], audit: AuditLog
+        self,
+        registry: Registry,
+        exchange: Exchange,
+        identities: Callable[[], dict[str, bytes]],
+        audit: AuditLog,
+        metrics: Metrics | None = None,
     ) -> None:
         self.registry, self.exchange, self.identities, self.audit = registry, exchange, identities, audit
+        self.metrics = metrics or Metrics()
         self.approvals = Approvals(registry, exchange, identities, audit)
         self.delivery = Delivery(registry, exchange)
         self.gathering = Gathering(registry, exchange)
@@ -157,15 +164,18 @@ class Conductor:
             self._show("adding", _others(plan, trained), run.done + 1)
             self.masked.collect(run, model, trained)
         except ModelSpent:
-            self._leave_out(number, left_out)
+            self._leave_out(number, left_out, "training")
             self._go_around(run)
         except Refusal as refusal:
             log.warning("round %d failed: %s", number, refusal)
-            left_out |= self.masked.failures
-            self._leave_out(number, left_out)
+            lost = self._lost_in_step(left_out)
+            self._leave_out(number, left_out, "training")
+            self._leave_out(number, lost, self.phase.name)
+            left_out |= lost
             self._came_to_nothing(run, left_out or {"": str(refusal)})
         else:
-            self._leave_out(number, left_out | self.masked.failures)
+            self._leave_out(number, left_out, "training")
+            self._leave_out(number, self._lost_in_step(left_out), "adding")
             self._open(run, time.monotonic() - started, self.exchange.bytes_up() - before)
 
     def _train(self, run: Run, sites: list[str], *, close: bool) -> tuple[list[str], bytes, dict[str, str]]:
@@ -184,7 +194,11 @@ class Conductor:
         others = {site: standing_of(answers[site]) or "it trained on another model" for site in {*answers} - {*trained}}
         return trained, model, others
 
-    def _leave_out(self, number: int, failures: Mapping[str, str]) -> None:
+    def _lost_in_step(self, earlier: Mapping[str, str]) -> dict[str, str]:
+        return {site: why for site, why in self.masked.failures.items() if site not in earlier}
+
+    def _leave_out(self, number: int, failures: Mapping[str, str], phase: str) -> None:
+        self.metrics.dropouts[phase].inc(len(failures))
         for site, reason in failures.items():
             self.gathering.leave_out(site, reason)
             log.warning("round %d goes on without %s: %s", number, site, reason)
@@ -218,6 +232,8 @@ class Conductor:
         rejection = take_back(self.registry, self.audit, run, found.reported)
         if rejection is None:
             return False
+        if rejection.back_to is not None:
+            self.metrics.rollbacks.inc()
         if rejection.stopped:  # it has been stopped in the same transaction
             self._end(replace(run, state=STOPPED), STOPPED)
         elif run.done >= run.plan.rounds:
@@ -265,7 +281,7 @@ class Conductor:
         log.warning("round %d: its model is spent; training goes on beside it", number + 1)
         digest = vector_hash(wire.pack(vector))
         self.audit.append("model spent", plan=plan.hash.hex(), version=number, beside=digest)
-        self.registry.go_around(run, vector)
+        self.metrics.spent_models.inc(self.registry.go_around(run, vector))
         self.pause(PAUSE_AFTER_FAILURE_SECONDS)
 
     def _came_to_nothing(self, run: Run, reasons: dict[str, str]) -> None:
@@ -296,6 +312,8 @@ class Conductor:
         old = self.phase
         if (name, number) != (old.name, old.round):
             self.phase = Phase(name, time.time(), missing, number)
+            if old.name in self.metrics.phases:
+                self.metrics.phases[old.name].observe(max(0.0, self.phase.since - old.since))
         elif missing != old.missing:
             self.phase = replace(old, missing=missing)
 

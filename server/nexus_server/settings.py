@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from nexus_common.address import Address, refuse_unspecified, split_address
+from nexus_common.address import Address, AddressOrOff, refuse_unspecified, split_address
 from nexus_common.config import Settings, read_toml
 from pydantic import model_validator
 
@@ -19,6 +19,9 @@ listen = {address}
 # The enrolment port: open only while an invitation is.
 enrol_address = {enrol_address}
 enrol_listen = {enrol_address}
+
+# Figures of this server for Prometheus, at /metrics; for this machine alone unless you say otherwise.  "off": none.
+metrics = "127.0.0.1:9464"
 """
 
 
@@ -31,6 +34,7 @@ class ServerSettingsFile(Settings):
     listen: Address
     enrol_address: Address
     enrol_listen: Address
+    metrics: AddressOrOff = "127.0.0.1:9464"
 
     @property
     def hosts(self) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 from nexus_client import agent_api
 from nexus_client.agent_api import StatusReport
 from nexus_client.link import Handler, Link
@@ -61,7 +62,8 @@ class Federation:
         self.host = host
         self._folder = tempfile.TemporaryDirectory(prefix="nx")  # short: sockets lie in it
         self.home = Path(self._folder.name)
-        self.port, self.enrol_port = free_ports(2)
+        self.port, self.enrol_port, metrics_port = free_ports(3)
+        self.metrics_ports = {"server": metrics_port}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.links: dict[str, Link] = {}
         self._threads: dict[str, threading.Thread] = {}  # of links
@@ -183,6 +185,18 @@ class Federation:
             "Kim, ext. 12",
             *options,
         )
+        self._set_metrics_port("server", self.home / "server" / "server.toml")
+
+    def _set_metrics_port(self, name: str, settings: Path) -> None:
+        """One of its own: other tests run beside this one."""
+        port = f'metrics = "127.0.0.1:{self.metrics_ports[name]}"'
+        settings.write_text(re.sub("metrics = .*", port, settings.read_text()))
+
+    def metrics(self, name: str) -> str:
+        """What the server (``server``) or a site's agent exposes."""
+        found = httpx.get(f"http://127.0.0.1:{self.metrics_ports[name]}/metrics", trust_env=False, timeout=SLOW)
+        assert found.status_code == 200, found.text
+        return found.text
 
     def join(self, site: str, data: Path) -> None:
         """Invite and join."""
@@ -191,6 +205,8 @@ class Federation:
         self.ask("nexus-client", "join", "--data", str(data), stdin=line + "\n")
         settings = self.home / "sites" / site / "site.toml"  # many sites share this machine's processors
         settings.write_text(re.sub("cpu_threads = [0-9]+", "cpu_threads = 1", settings.read_text()))
+        (self.metrics_ports[site],) = free_ports(1)
+        self._set_metrics_port(site, settings)
         self.policy(site, accept_no_record_privacy=True)
 
     def found(self, *sites: str, rows: int = 20) -> None:

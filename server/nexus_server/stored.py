@@ -1,0 +1,162 @@
+"""What the registry knows, as metrics: read when Prometheus asks, so that a restart loses none of it.
+
+Figures of models are of at least ``min_cohort`` sites, as ``nexus-server models`` shows them.  What is told of one site
+is when it was last heard of, which does not depend on rounds, and when its certificate ends.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from cryptography import x509
+from nexus_common.audit_watch import AuditWatch
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from nexus_server.ca import CertificateAuthority
+from nexus_server.exchange import Exchange
+from nexus_server.metrics import STEPS
+from nexus_server.records import MADE, MIDPOINT, Run
+from nexus_server.registry import Registry
+from nexus_server.rounds import Conductor
+
+GROWTH: Final = ("trial_begun", "dendrite_kept", "control_kept")
+_ROUNDS: Final = """
+    SELECT (SELECT count(*) FROM versions WHERE cohort <> '[]') AS committed,
+        (SELECT coalesce(max(rowid), 0) FROM failed_rounds) AS failed,
+        (SELECT count(*) FROM rejections) AS voted_down"""
+"""By outcome, over all runs.  Of failed ones the newest thousand are kept: the number of the last tells how many."""
+_STAGES: Final = """
+    SELECT run, stage, before, trained FROM (SELECT run, number, stage, cohort <> '[]' AS trained,
+        lag(stage) OVER (PARTITION BY run ORDER BY number) AS before FROM versions)
+    WHERE stage <> before ORDER BY run, number"""
+_JUDGED: Final = """
+    SELECT max(number) AS number FROM figures JOIN versions USING (run, number)
+    WHERE run = ? AND state IN (?, ?) AND arm = 0 AND name IN ('score', 'loss') AND sites >= ?"""
+
+_COHORT: Final = """
+    SELECT json_array_length(cohort) AS sites FROM versions
+    WHERE run = ? AND cohort <> '[]' ORDER BY number DESC LIMIT 1"""
+Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
+
+
+class Stored(Collector):
+    """Collects from the registry, and from what of the running server lies beside it."""
+
+    def __init__(
+        self,
+        project: str,
+        registry: Registry,
+        authority: CertificateAuthority,
+        conductor: Conductor,
+        exchange: Exchange,
+        audit: AuditWatch,
+    ) -> None:
+        self._project, self._registry, self._authority = project, registry, authority
+        self._conductor, self._exchange, self._audit = conductor, exchange, audit
+
+    def collect(self) -> Iterator[Metric]:
+        """All of it; what does not exist is left out, never 0."""
+        run = self._registry.active_run() or self._registry.last_run()
+        yield from self._rounds()
+        yield from self._phases()
+        if run is not None:
+            yield from self._models(run)
+        yield from self._sites()
+        yield from self._storage()
+        yield from self._audit.families("nexus_server")
+
+    def _rounds(self) -> Iterator[Metric]:
+        rows = self._registry.rows
+        (rounds,) = rows(_ROUNDS)
+        yield self._by(CounterMetricFamily, "rounds", "Rounds by outcome", "outcome", rounds)
+        events, told = growth_events(rows(_STAGES)), "Trials of dendrites, and what became of them"
+        yield self._by(CounterMetricFamily, "growth_events", told, "kind", events)
+        (newest,) = rows("SELECT max(created) AS at FROM versions WHERE cohort <> '[]'")
+        if newest["at"] is not None:
+            yield self._one("last_commit_timestamp_seconds", "When the last round was committed", newest["at"])
+
+    def _phases(self) -> Iterator[Metric]:
+        phase = self._conductor.phase
+        told = "1 while a round's sites train, or its sum is collected or opened"
+        yield self._one("round_in_progress", told, phase.name in STEPS)
+        told = "What the server does, and since when"
+        yield self._by(GaugeMetricFamily, "phase_since_timestamp_seconds", told, "phase", {phase.name: phase.since})
+
+    def _models(self, run: Run) -> Iterator[Metric]:
+        rows, name, least = self._registry.rows, run.plan.name, run.plan.min_cohort
+        (judged,) = rows(_JUDGED, name, MADE, MIDPOINT, least)
+        slots = {"in_use": self._registry.in_use(name), "newest": run.round, "judged": judged["number"]}
+        slots = {slot: number for slot, number in slots.items() if number is not None}
+        yield self._by(GaugeMetricFamily, "model_version", "Numbers of the run's versions", "slot", slots)
+        query = "SELECT name, value FROM figures WHERE run = ? AND number = ? AND arm = 0 AND sites >= ?"
+        figures = {
+            slot: {row["name"]: row["value"] for row in rows(query, name, number, least)}
+            for slot, number in slots.items()
+        }
+        scores = {slot: one["score"] for slot, one in figures.items() if "score" in one}
+        told = "Mean score over what a cohort's sites hold out"
+        yield self._by(GaugeMetricFamily, "model_quality_ratio", told, "slot", scores, metric="score")
+        losses = {slot: one["loss"] for slot, one in figures.items() if "loss" in one}
+        yield self._by(GaugeMetricFamily, "model_loss", "Mean loss over the same", "slot", losses)
+        for row in rows(_COHORT, name):
+            if row["sites"] >= least:
+                yield self._one("round_participants", "Sites in the last committed round", row["sites"])
+
+    def _sites(self) -> Iterator[Metric]:
+        sites, alive = self._registry.sites(), self._exchange.alive()
+        count = {"enrolled": len(sites), "connected": sum(row.name in alive for row in sites)}
+        yield self._by(GaugeMetricFamily, "sites", "Sites of the consortium", "state", count)
+        told = "When a site was last heard of"
+        seen = GaugeMetricFamily("nexus_server_site_last_seen_timestamp_seconds", told, labels=["site"])
+        told = "When a certificate ends"
+        ends = GaugeMetricFamily("nexus_server_certificate_expiry_timestamp_seconds", told, labels=["subject"])
+        for row in sites:
+            ends.add_metric([f"site:{row.name}"], row.expires)
+            if row.last_seen is not None:
+                seen.add_metric([row.name], row.last_seen)
+        server = x509.load_pem_x509_certificates(self._authority.files.server.read_bytes())[0]
+        for subject, certificate in (("ca", self._authority.certificate), ("server", server)):
+            ends.add_metric([subject], certificate.not_valid_after_utc.timestamp())
+        yield from (seen, ends)
+
+    def _storage(self) -> Iterator[Metric]:
+        disk = shutil.disk_usage(self._registry.folder)
+        for name, value in (("free", disk.free), ("size", disk.total)):
+            told = f"The disk under the state folder: {name}"
+            family = GaugeMetricFamily(f"nexus_server_storage_{name}_bytes", told, labels=["volume"])
+            family.add_metric(["state"], value)
+            yield family
+
+    def _one(self, name: str, told: str, value: float) -> Metric:
+        family = GaugeMetricFamily(f"nexus_server_{name}", told, labels=["project"])
+        family.add_metric([self._project], float(value))
+        return family
+
+    def _by(self, kind: Family, name: str, told: str, label: str, values: Mapping[str, float], **fixed: str) -> Metric:
+        family = kind(f"nexus_server_{name}", told, labels=["project", label, *fixed])
+        for key, value in values.items():
+            family.add_metric([self._project, key, *fixed.values()], float(value))
+        return family
+
+
+def growth_events(changes: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """What happened in all runs, from the rows of versions that have another stage than the one before.
+
+    A round either begins a trial or ends it with the arm that stays; other changes are rollbacks, which end it
+    undecided.
+    """
+    found, run, control = dict.fromkeys(GROWTH, 0), "", None
+    for row in changes:
+        if row["run"] != run:
+            run, control = row["run"], None
+        if not row["trained"]:
+            control = None
+        elif control is None:
+            found["trial_begun"] += 1
+            control = row["before"]
+        else:
+            found["control_kept" if row["stage"] == control else "dendrite_kept"] += 1
+            control = None
+    return found
