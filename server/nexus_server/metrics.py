@@ -11,7 +11,8 @@ from nexus_common.errors import REFUSALS
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info
 
 PHASES: Final = ("gathering", "waiting", "training", "adding", "opening")
-STEPS: Final = ("training", "adding", "opening")  # of a round, in which sites can be lost
+STEPS: Final = ("training", "adding", "opening")  # of a round
+LOSSES: Final = ("training", "adding")  # where a round can go on without a site
 SENT: Final = "sent"
 RECEIVED: Final = "received"
 SECONDS: Final = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600)
@@ -40,7 +41,7 @@ class Metrics:
             buckets=SECONDS,
         )
         self.dropouts: dict[str, Counter] = by(
-            Counter, "dropouts", "Sites that a round went on without, by where they were lost", "phase", STEPS
+            Counter, "dropouts", "Sites that a round went on without, by where they were lost", "phase", LOSSES
         )
         self.bytes: dict[str, Counter] = by(
             Counter, "update_bytes", "Content of all messages to and from sites", "direction", (SENT, RECEIVED)

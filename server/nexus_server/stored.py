@@ -5,8 +5,8 @@ is when it was last heard of, which does not depend on rounds, and when its cert
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from cryptography import x509
 from nexus_common.audit_watch import AuditWatch
@@ -16,25 +16,19 @@ from prometheus_client.registry import Collector
 
 from nexus_server.ca import CertificateAuthority
 from nexus_server.exchange import Exchange
+from nexus_server.history import History
 from nexus_server.metrics import STEPS
 from nexus_server.records import MADE, MIDPOINT, Run
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
 
-GROWTH: Final = ("trial_begun", "dendrite_kept", "control_kept")
-_ROUNDS: Final = """
-    SELECT (SELECT count(*) FROM versions WHERE cohort <> '[]') AS committed,
-        (SELECT coalesce(max(rowid), 0) FROM failed_rounds) AS failed,
+_FAILED: Final = """
+    SELECT (SELECT coalesce(max(rowid), 0) FROM failed_rounds) AS failed,
         (SELECT count(*) FROM rejections) AS voted_down"""
-"""By outcome, over all runs.  Of failed ones the newest thousand are kept: the number of the last tells how many."""
-_STAGES: Final = """
-    SELECT run, stage, before, trained FROM (SELECT run, number, stage, cohort <> '[]' AS trained,
-        lag(stage) OVER (PARTITION BY run ORDER BY number) AS before FROM versions)
-    WHERE stage <> before ORDER BY run, number"""
+"""Of failed rounds the newest thousand are kept: the number of the last tells how many there were."""
 _JUDGED: Final = """
     SELECT max(number) AS number FROM figures JOIN versions USING (run, number)
     WHERE run = ? AND state IN (?, ?) AND arm = 0 AND name IN ('score', 'loss') AND sites >= ?"""
-
 _COHORT: Final = """
     SELECT json_array_length(cohort) AS sites FROM versions
     WHERE run = ? AND cohort <> '[]' ORDER BY number DESC LIMIT 1"""
@@ -54,7 +48,7 @@ class Stored(Collector):
         audit: AuditWatch,
     ) -> None:
         self._project, self._registry, self._authority = project, registry, authority
-        self._conductor, self._exchange, self._audit = conductor, exchange, audit
+        self._conductor, self._exchange, self._audit, self._history = conductor, exchange, audit, History()
 
     def collect(self) -> Iterator[Metric]:
         """All of it; what does not exist is left out, never 0."""
@@ -68,14 +62,14 @@ class Stored(Collector):
         yield from self._audit.families("nexus_server")
 
     def _rounds(self) -> Iterator[Metric]:
-        rows = self._registry.rows
-        (rounds,) = rows(_ROUNDS)
+        history, (others,) = self._history, self._registry.rows(_FAILED)
+        history.read_on(self._registry)
+        rounds = {"committed": history.committed, **others}
         yield self._by(CounterMetricFamily, "rounds", "Rounds by outcome", "outcome", rounds)
-        events, told = growth_events(rows(_STAGES)), "Trials of dendrites, and what became of them"
-        yield self._by(CounterMetricFamily, "growth_events", told, "kind", events)
-        (newest,) = rows("SELECT max(created) AS at FROM versions WHERE cohort <> '[]'")
-        if newest["at"] is not None:
-            yield self._one("last_commit_timestamp_seconds", "When the last round was committed", newest["at"])
+        told = "Trials of dendrites, and what became of them"
+        yield self._by(CounterMetricFamily, "growth_events", told, "kind", history.growth)
+        if history.committed:
+            yield self._one("last_commit_timestamp_seconds", "When the last round was committed", history.last_commit)
 
     def _phases(self) -> Iterator[Metric]:
         phase = self._conductor.phase
@@ -139,24 +133,3 @@ class Stored(Collector):
         for key, value in values.items():
             family.add_metric([self._project, key, *fixed.values()], float(value))
         return family
-
-
-def growth_events(changes: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """What happened in all runs, from the rows of versions that have another stage than the one before.
-
-    A round either begins a trial or ends it with the arm that stays; other changes are rollbacks, which end it
-    undecided.
-    """
-    found, run, control = dict.fromkeys(GROWTH, 0), "", None
-    for row in changes:
-        if row["run"] != run:
-            run, control = row["run"], None
-        if not row["trained"]:
-            control = None
-        elif control is None:
-            found["trial_begun"] += 1
-            control = row["before"]
-        else:
-            found["control_kept" if row["stage"] == control else "dendrite_kept"] += 1
-            control = None
-    return found

@@ -1,12 +1,18 @@
 """A server and three agents that embed, train and judge real text, and what kill -9 does to them."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from nexus_client.sensors import powers, temperatures
+from nexus_common import __version__
+from nexus_common.errors import REFUSALS
 from nexus_common.plan import Plan
+from nexus_server.gate import FLEET_PATHS
 
 from tests.processes.harness import Federation, until
+from tests.processes.metrics_table import differences
 
 pytestmark = pytest.mark.processes
 Sites = tuple[str, ...]
@@ -74,6 +80,33 @@ def test_a_run_gives_every_site_its_last_version_and_figures_for_it(federation: 
     told = [(line["standing"], line["readiness"]) for line in sites["sites"]]
     took_part = ("first: approved", "ready")
     assert told == [took_part, (None, None), took_part, took_part]
+
+
+def test_metrics_are_those_of_the_table_and_say_what_the_run_came_to(federation: Federation) -> None:
+    told = {name: federation.metrics(name) for name in ("server", "bank-a")}
+    known = {
+        "project": ["consortium"],
+        "site": FOUR,
+        "subject": ["ca", "server", *(f"site:{site}" for site in FOUR)],
+        "version": [__version__],
+        "route": [*FLEET_PATHS, "other"],
+        "code": [*REFUSALS, "200", "403", "404", "409"],
+        "zone": list(temperatures()),
+        "rail": list(powers()),
+    }
+    assert differences("server", told["server"], known) == []
+    assert differences("client", told["bank-a"], known) == []
+    assert 'rounds_total{outcome="committed",project="consortium"} 3.0\n' in told["server"]
+    assert 'model_version{project="consortium",slot="judged"} 3.0\n' in told["server"]
+    assert "audit_chain_valid 1.0\n" in told["server"]
+    assert 'rounds_total{outcome="trained"} 3.0\n' in told["bank-a"]
+    assert "training_steps_total 15.0\n" in told["bank-a"]
+    sent = [re.findall(r"update_bytes_total{.*\"(?:sent|received)\".*} (\S+)", text) for text in told.values()]
+    assert all(float(count) > 1e6 for found in sent for count in found)
+    assert not re.search("box|question|epsilon_", "".join(told.values())), "no text"
+    for name, command in (("server", ["nexus-server"]), ("bank-a", ["nexus-client", "--site", "bank-a"])):
+        shown = f"metrics: http://127.0.0.1:{federation.metrics_ports[name]}/metrics"
+        assert shown in federation.call(*command, "status").stdout
 
 
 def test_a_site_trains_alone_without_any_run_and_its_report_draws_that(federation: Federation) -> None:

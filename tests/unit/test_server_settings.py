@@ -95,3 +95,14 @@ def test_everything_secret_is_its_owners_alone(tmp_path: Path) -> None:
     init(tmp_path / "home")
     private = [tmp_path / "home", *(tmp_path / "home" / "keys").glob("*.key")]
     assert {path.name: path.stat().st_mode & 0o077 for path in private} == {"home": 0, "ca.key": 0, "server.key": 0}
+
+
+def test_metrics_are_on_loopback_unless_somebody_says_otherwise_and_can_be_off(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD).metrics == "127.0.0.1:9464"
+    line = 'metrics = "127.0.0.1:9464"\n'
+    assert read(tmp_path, GOOD.replace(line, "")).metrics == "127.0.0.1:9464", (
+        "of a file that is older than the setting"
+    )
+    assert read(tmp_path, GOOD.replace(line, 'metrics = "off"\n')).metrics == "off"
+    with pytest.raises(NexusError, match=r"metrics: 'yes' is not HOST:PORT"):
+        read(tmp_path, GOOD.replace(line, 'metrics = "yes"\n'))

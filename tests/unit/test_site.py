@@ -118,3 +118,11 @@ def test_a_setting_out_of_range_is_refused_by_name(tmp_path: Path, line: str) ->
 def test_a_site_without_settings_names_join(tmp_path: Path) -> None:
     with pytest.raises(NexusError, match="`nexus-client join` writes it"):
         SiteHome.of(tmp_path, "a").settings()
+
+
+def test_each_site_of_a_machine_has_a_port_of_its_own_for_its_metrics(tmp_path: Path) -> None:
+    make(tmp_path, "a", "b")
+    assert [SiteHome.of(tmp_path, site).settings().metrics for site in ("a", "b")] == [
+        "127.0.0.1:9465",
+        "127.0.0.1:9466",
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from nexus_common.secagg.plan import ProtocolPlan
 from nexus_common.secagg.server import Server
 from nexus_common.stages import moved
 from nexus_common.versions import StoredAdapter, trained_from, vector_hash
+from prometheus_client import generate_latest
 
 from tests.plans import identity_of, make_plan
 from tests.protocol.vectors import MemoryRecord
@@ -147,6 +149,26 @@ def test_a_closing_round_trains_nothing(site: SiteRounds, monkeypatch: pytest.Mo
     made = site.masking.made
     assert made is not None
     assert not made.update.any()
+
+
+def test_what_became_of_rounds_is_counted_with_their_steps_and_nothing_of_the_rows(
+    site: SiteRounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(site).handle(train())
+    site.handle(train())  # again, and answered without training
+    site.handle(wire.TrainRound(PLAN.hash, 1, 0, 1, 1, LATER))
+    monkeypatch.setattr(module, "local_update", None)
+    site.handle(train(1, LATER))
+    withdraw(site.consent)
+    assert refused(site, train(2, LATER)) == "plan-withdrawn"
+    exposed = generate_latest(site.metrics.registry).decode()
+    found = dict(re.findall(r'^nexus_client_rounds_total{outcome="(\w+)"} (\S+)$', exposed, re.MULTILINE))
+    assert found == {"trained": "1.0", "closing": "1.0", "zeros": "1.0", "refused": "1.0"}
+    assert f"nexus_client_training_steps_total {float(PLAN.local.steps)}\n" in exposed
+    assert f"nexus_client_training_step_duration_seconds_count {float(PLAN.local.steps)}\n" in exposed
+    assert 'nexus_client_round_phase_duration_seconds_count{phase="preparing"} 1.0\n' in exposed
+    assert 'nexus_client_round_phase_duration_seconds_count{phase="training"} 3.0\n' in exposed
+    assert "epsilon_spent" not in exposed
 
 
 def test_a_repeated_round_is_answered_without_training_again(site: SiteRounds, monkeypatch: pytest.MonkeyPatch) -> None:

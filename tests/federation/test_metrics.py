@@ -1,0 +1,227 @@
+"""What the server's metrics tell of simulated runs: what happened, through a restart too, and nothing of one site."""
+
+import asyncio
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nexus_common import exposition  # noqa: F401  without its switch there are `_created` series
+from nexus_common.audit_watch import AuditWatch
+from nexus_server.admin_api import Rollback
+from nexus_server.admin_models import ModelAdministration
+from nexus_server.ca import CertificateAuthority, CertificateFiles
+from nexus_server.gate import FLEET_PATHS, Counted
+from nexus_server.metrics import Metrics
+from nexus_server.stored import Stored
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.federation.test_growth import growing, stages, trials_of
+from tests.federation.test_rounds import NAMES, Federation, plan_of
+from tests.federation.test_safety import federation_of
+from tests.plans import enrol
+
+pytestmark = pytest.mark.usefixtures("narrow")
+SERIES = re.compile(r"^(\w+(?:\{.*\})?) (\S+)$", re.MULTILINE)
+
+
+class Watched:
+    """A simulated federation's metrics, as a server that starts now would expose them."""
+
+    def __init__(self, federation: Federation, folder: Path) -> None:
+        self.metrics = metrics = Metrics("c")
+        self.federation, conductor = federation, federation.conductor
+        conductor.metrics = conductor.exchange._metrics = metrics  # type: ignore[attr-defined]
+        authority = CertificateAuthority.create(CertificateFiles(folder / "keys"), "c")
+        authority.ensure_server_certificate(["127.0.0.1"])
+        audit = AuditWatch(federation.audit.path)
+        audit.look()
+        metrics.registry.register(Stored("c", federation.registry, authority, conductor, conductor.exchange, audit))
+
+    @property
+    def text(self) -> str:
+        return generate_latest(self.metrics.registry).decode()
+
+    def __getitem__(self, name: str) -> float | None:
+        """One series of ``nexus_server_``; None where there is none.  ``project`` is understood."""
+        name, _, labels = name.partition("{")
+        wanted = {"project": "c"} | dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        for family in text_string_to_metric_families(self.text):
+            for sample in family.samples:
+                if sample.name == f"nexus_server_{name}" and {"project": "c"} | sample.labels == wanted:
+                    return sample.value
+        return None
+
+
+def test_rounds_trials_and_versions_are_told_and_a_restart_forgets_none(tmp_path: Path) -> None:
+    federation = growing(tmp_path / "a")
+    federation.finish()
+    for start in range(2):
+        watched = Watched(federation, tmp_path / str(start))
+        assert watched['rounds_total{outcome="committed"}'] == 8
+        assert watched['growth_events_total{kind="trial_begun"}'] == 1
+        assert watched['growth_events_total{kind="dendrite_kept"}'] == 1
+        assert watched['growth_events_total{kind="control_kept"}'] == 0
+        assert watched['model_version{slot="in_use"}'] == watched['model_version{slot="judged"}'] == 8
+        assert watched['model_quality_ratio{slot="judged",metric="score"}'] == pytest.approx(0.6, abs=1e-4)
+        assert watched['model_loss{slot="in_use"}'] == pytest.approx(1.0, abs=1e-3)
+        assert watched["round_participants"] == 3
+        assert watched["audit_chain_valid"] == 1
+        federation.restart_server()
+
+
+def test_a_trial_that_nothing_won_or_that_a_rollback_ended_is_told_as_such(tmp_path: Path) -> None:
+    federation = growing(tmp_path / "a", gains=(0.0, 0.0), rounds=16)
+    watched = Watched(federation, tmp_path)
+    federation.turns(5)
+    assert stages(federation)[-1] == 3, "a trial goes on"
+    assert watched['growth_events_total{kind="trial_begun"}'] == 1
+    ModelAdministration(federation.registry, federation.conductor, federation.audit).rollback(
+        Rollback(run=None, version=3)
+    )
+    for _ in range(30):
+        federation.turns(federation.state != "finished")
+    assert [trial.winner for trial in trials_of(federation)] == [0]
+    assert watched['growth_events_total{kind="trial_begun"}'] == 2
+    assert watched['growth_events_total{kind="control_kept"}'] == 1
+    assert watched['growth_events_total{kind="dendrite_kept"}'] == 0
+    assert watched["rollbacks_total"] == 1
+    assert watched['model_version{slot="newest"}'] == federation.round
+
+
+def test_a_version_that_was_voted_down_is_a_rollback_and_no_round(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path / "a", {1})
+    watched = Watched(federation, tmp_path)
+    federation.turns(3)
+    assert watched['rounds_total{outcome="voted_down"}'] == watched["rollbacks_total"] == 1
+    assert watched['rounds_total{outcome="committed"}'] == 2
+
+
+def test_failed_rounds_are_counted_beyond_those_that_are_kept(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    watched = Watched(federation, tmp_path)
+    with federation.registry.transaction() as db:
+        db.executemany("INSERT INTO failed_rounds VALUES ('sim', 1, 0.0, '{}')", [()] * 1000)
+    for _ in range(3):
+        federation.registry.note_failed_round("sim", 1, {})
+    assert federation.registry.failed_rounds("sim") == 1000
+    assert watched['rounds_total{outcome="failed"}'] == 1003
+
+
+def test_who_is_lost_or_refuses_is_counted_and_not_named(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    enrol(federation.registry, NAMES)
+    watched = Watched(federation, tmp_path)
+    before = series(watched.text)
+    federation.grid.slow.add("bank-a")
+    federation.turns(1)
+    assert watched['dropouts_total{phase="training"}'] == 1
+    federation.grid.slow.clear()
+    federation.conductor.gathering.pauses.forget_all()
+    federation.sites["bank-b"].restart()
+    federation.turns(1)
+    assert watched['dropouts_total{phase="training"}'] == 2
+    assert refusals(watched) == {"wrong-context": 1}, "as a process that has just started says"
+    assert watched['update_bytes_total{direction="received"}'] == watched_bytes(federation)
+    named = {name for name in series(watched.text).keys() - before.keys() if "bank" in name or "hospital" in name}
+    assert not named, "no site is named that was not before anything happened"
+
+
+def refusals(watched: Watched) -> dict[str, float]:
+    found = re.findall(r'^nexus_server_refusals_total\{code="([\w-]+)"\} (\S+)$', watched.text, re.MULTILINE)
+    return {code: float(count) for code, count in found if float(count)}
+
+
+def watched_bytes(federation: Federation) -> Any:
+    """At least the masked vectors that came in; the rest of the messages is small."""
+    vectors = federation.grid.bytes_up.total()
+    return pytest.approx(vectors, rel=0.2)
+
+
+def series(text: str) -> dict[str, str]:
+    return dict(SERIES.findall(text))
+
+
+def told_of(folder: Path, moves: tuple[float, ...]) -> dict[str, float]:
+    """What can be told of three rounds in which each site's figures and training are moved by so much."""
+    federation = Federation(folder, plan_of(NAMES, rounds=3))
+    enrol(federation.registry, NAMES)
+    for site, move in zip(federation.sites.values(), moves, strict=True):
+        figures = {"loss": 1 + 0.5 * move, "score": 0.5 + 0.3 * move, "questions": 100 + 90 * move}
+        site.figures, site.target = figures | {"vote": 1.0}, site.target + np.float32(0.01 * move)
+    watched = Watched(federation, folder)
+    federation.turns(5)
+    passing = re.compile("_seconds|storage|expiry")  # times and the disk, which are not the sites'
+    return {name: round(float(value), 3) for name, value in series(watched.text).items() if not passing.search(name)}
+
+
+def test_sites_that_differ_cannot_be_told_apart_where_their_sums_do_not(tmp_path: Path) -> None:
+    even, uneven = told_of(tmp_path / "a", (0, 0, 0, 0)), told_of(tmp_path / "b", (1, -1, 0.5, -0.5))
+    assert len(even) > 80
+    assert even == uneven
+    assert even != told_of(tmp_path / "c", (1, 0, 0, 0)), "the control: another sum is seen"
+
+
+@pytest.mark.parametrize("having", [2, 3])
+def test_a_figure_of_fewer_than_min_cohort_sites_is_not_there(tmp_path: Path, having: int) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES, min_cohort=3))
+    for site in list(federation.sites.values())[having:]:
+        site.figures = {"loss": 1.0}
+    watched = Watched(federation, tmp_path)
+    federation.turns(3)
+    assert watched['model_loss{slot="judged"}'] == pytest.approx(1.0, abs=1e-3)
+    assert (watched['model_quality_ratio{slot="judged",metric="score"}'] is None) == (having < 3)
+
+
+def test_before_any_run_nothing_is_told_of_models_and_never_0(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    with federation.registry.transaction() as db:
+        db.execute("DELETE FROM versions")
+        db.execute("DELETE FROM runs")
+    text = Watched(federation, tmp_path).text
+    absent = ("model_version", "model_quality", "model_loss", "participants", "last_commit", "last_seen")
+    assert not [line for line in text.splitlines() if not line.startswith("#") and any(one in line for one in absent)]
+
+
+def test_without_differential_privacy_there_is_no_epsilon(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    watched = Watched(federation, tmp_path)
+    federation.turns(2)
+    names = {name.partition("{")[0] for name in series(watched.text)}
+    assert not {name for name in names if "epsilon" in name or "privacy" in name}
+
+
+def test_fifty_sites_make_fewer_than_500_series(tmp_path: Path) -> None:
+    names = tuple(f"site-{i:02}" for i in range(50))
+    federation = Federation(tmp_path / "a", plan_of(names, rounds=2))
+    enrol(federation.registry, names)
+    federation.registry.note_seen(dict.fromkeys(names, 1.0))
+    watched = Watched(federation, tmp_path)
+    federation.turns(4)
+    for route in (*FLEET_PATHS, "other"):
+        for code in (200, 403, 404, 409, 500):
+            watched.metrics.requests.labels(route, code)
+    found = SERIES.findall(watched.text)
+    assert len(found) == len(dict(found)), "each once"
+    assert 100 < len(found) < 500
+
+
+def test_requests_at_the_main_port_are_counted_by_route_whatever_path_is_asked_for(tmp_path: Path) -> None:
+    metrics = Metrics("c")
+
+    async def answers(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 404})
+        await send({"type": "http.response.body"})
+
+    async def sent(message: Any) -> None:
+        pass
+
+    for path in ("/secret", "/v1/fleet/pull-messages", "/v1/fleet/other", "/metrics"):
+        asyncio.run(Counted(answers, metrics.requests)({"type": "http", "path": path}, None, sent))
+    found = re.findall(
+        r'http_requests_total\{code="404",route="(\S+)"\} (\S+)', generate_latest(metrics.registry).decode()
+    )
+    assert Counter(dict(found)) == {"other": "3.0", "/v1/fleet/pull-messages": "1.0"}
