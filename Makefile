@@ -20,7 +20,7 @@ PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
 .PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice bench-serve \
-        bench-speed bench-million chaos fuzz lock licences check-aarch64 audit clean
+        bench-speed bench-million bench-metrics chaos fuzz lock licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -66,6 +66,9 @@ bench-dendrites: $(VENV)/.dev
 
 bench-choice: $(VENV)/.dev
 	nice $(RUN) -m tests.bench.choice
+
+bench-metrics: $(VENV)/.dev
+	$(RUN) -m tests.bench.metrics
 
 bench-scale: $(VENV)/.dev
 	$(RUN) -m tests.bench.scale

@@ -58,7 +58,16 @@ def activated(federation: Federation, site: str) -> tuple[FleetLink, fl.Node]:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/docs", "/openapi.json", "/v1/fleet/register-node", "/v1/fleet/get-fab", "/v1/fleet/get-run", "/v1/control"],
+    [
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/v1/fleet/register-node",
+        "/v1/fleet/get-fab",
+        "/v1/fleet/get-run",
+        "/v1/control",
+        "/metrics",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_other_paths_do_not_exist(federation: Federation, path: str, method: str) -> None:
