@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from nexus_common import exposition  # noqa: F401  without its switch there are `_created` series
 from nexus_common.audit_watch import AuditWatch
+from nexus_common.enrolment import EnrolRequest
 from nexus_server.admin_api import Rollback
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.ca import CertificateAuthority, CertificateFiles
+from nexus_server.enrolment import Enrolment
 from nexus_server.gate import FLEET_PATHS, Counted
 from nexus_server.metrics import Metrics
+from nexus_server.settings import ServerSettingsFile
 from nexus_server.stored import Stored
 from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.federation.test_growth import growing, stages, trials_of
 from tests.federation.test_rounds import NAMES, Federation, plan_of
@@ -35,7 +37,7 @@ class Watched:
         self.metrics = metrics = Metrics("c")
         self.federation, conductor = federation, federation.conductor
         conductor.metrics = conductor.exchange._metrics = metrics  # type: ignore[attr-defined]
-        authority = CertificateAuthority.create(CertificateFiles(folder / "keys"), "c")
+        self.authority = authority = CertificateAuthority.create(CertificateFiles(folder / "keys"), "c")
         authority.ensure_server_certificate(["127.0.0.1"])
         audit = AuditWatch(federation.audit.path)
         audit.look()
@@ -46,14 +48,12 @@ class Watched:
         return generate_latest(self.metrics.registry).decode()
 
     def __getitem__(self, name: str) -> float | None:
-        """One series of ``nexus_server_``; None where there is none.  ``project`` is understood."""
-        name, _, labels = name.partition("{")
-        wanted = {"project": "c"} | dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        for family in text_string_to_metric_families(self.text):
-            for sample in family.samples:
-                if sample.name == f"nexus_server_{name}" and {"project": "c"} | sample.labels == wanted:
-                    return sample.value
-        return None
+        """One series of ``nexus_server_`` and, where that has none, of this project; None where there is none."""
+        name, _, given = name.partition("{")
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', given))
+        one = self.metrics.registry.get_sample_value
+        found = one(f"nexus_server_{name}", labels | {"project": "c"})
+        return one(f"nexus_server_{name}", labels) if found is None else found
 
 
 def test_rounds_trials_and_versions_are_told_and_a_restart_forgets_none(tmp_path: Path) -> None:
@@ -124,15 +124,10 @@ def test_who_is_lost_or_refuses_is_counted_and_not_named(tmp_path: Path) -> None
     federation.sites["bank-b"].restart()
     federation.turns(1)
     assert watched['dropouts_total{phase="training"}'] == 2
-    assert refusals(watched) == {"wrong-context": 1}, "as a process that has just started says"
+    assert watched['refusals_total{code="wrong-context"}'] == 1, "as a process that has just started says"
     assert watched['update_bytes_total{direction="received"}'] == watched_bytes(federation)
     named = {name for name in series(watched.text).keys() - before.keys() if "bank" in name or "hospital" in name}
     assert not named, "no site is named that was not before anything happened"
-
-
-def refusals(watched: Watched) -> dict[str, float]:
-    found = re.findall(r'^nexus_server_refusals_total\{code="([\w-]+)"\} (\S+)$', watched.text, re.MULTILINE)
-    return {code: float(count) for code, count in found if float(count)}
 
 
 def watched_bytes(federation: Federation) -> Any:
@@ -207,6 +202,17 @@ def test_fifty_sites_make_fewer_than_500_series(tmp_path: Path) -> None:
     found = SERIES.findall(watched.text)
     assert len(found) == len(dict(found)), "each once"
     assert 100 < len(found) < 500
+
+
+def test_refusals_of_the_enrolment_are_counted_too(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    watched = Watched(federation, tmp_path)
+    ports = {"address": "127.0.0.1:1", "listen": "127.0.0.1:1", "enrol_address": "[::1]:2", "enrol_listen": "[::1]:2"}
+    settings = ServerSettingsFile(name="c", **ports)
+    enrolment = Enrolment(watched.authority, federation.registry, settings, federation.audit, watched.metrics)
+    unknown = EnrolRequest(site="bank-a", secret=bytes(16), csr=b"", identity=bytes(32), signature=bytes(64))
+    assert enrolment.enrol(unknown).refused == "invite-unknown"
+    assert watched['refusals_total{code="invite-unknown"}'] == 1
 
 
 def test_requests_at_the_main_port_are_counted_by_route_whatever_path_is_asked_for(tmp_path: Path) -> None:

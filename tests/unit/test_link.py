@@ -57,6 +57,8 @@ def test_after_any_fault_it_connects_again(
     with caplog.at_level(logging.WARNING):
         link.run()
     assert len(tries) == 3
+    faults = link._metrics.registry.get_sample_value("nexus_client_connection_faults_total")
+    assert faults == 2, "the third ended with the link"
     assert ("this was not expected" in caplog.text) != expected
 
 
