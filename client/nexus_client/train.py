@@ -22,6 +22,7 @@ from nexus_client.material import Ids, RankingTask, ScoredTask, Task, size, text
 
 COSENT_SCALE: Final = 20.0
 DISTILLED: Final = 64  # texts a step
+SCORED_SHARE: Final = 0.3
 
 
 class States(Protocol):
@@ -129,10 +130,16 @@ def step_loss(
 ) -> Tensor:
     """The loss of one step: a batch of one task, drawn by its rows; and how far the adapter moves some of all texts."""
     odds = np.array([size(task) for task in tasks], float)
-    loss = task_loss(learner, tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))], settings, rng)
-    if settings.distillation == 0:
+    task = tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))]
+    loss = task_loss(learner, task, settings, rng)
+    if (weight := distillation(task, settings)) == 0:
         return loss
-    return loss + settings.distillation * moved(learner, texts, rng)
+    return loss + weight * moved(learner, texts, rng)
+
+
+def distillation(task: Task, settings: LocalSettings) -> float:
+    """The weight of ``moved`` beside a task's loss; less beside the loss of scored pairs, which is much smaller."""
+    return settings.distillation * (1.0 if isinstance(task, RankingTask) else SCORED_SHARE)
 
 
 def moved(learner: Learner, texts: Ids, rng: np.random.Generator) -> Tensor:

@@ -13,7 +13,17 @@ import numpy as np
 import torch
 from nexus_client.growing import DendriteGrowth
 from nexus_client.material import Task, size, texts_of
-from nexus_client.train import Learner, States, best_device, clipped, make_optimiser, moved, scored_loss, step_loss
+from nexus_client.train import (
+    Learner,
+    States,
+    best_device,
+    clipped,
+    distillation,
+    make_optimiser,
+    moved,
+    scored_loss,
+    step_loss,
+)
 from nexus_common.adapter import DendriticAdapter
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
@@ -52,8 +62,8 @@ def epochs(arm: Arm, settings: LocalSettings, seed: int, count: int = EPOCHS) ->
         order = rng.permutation(size(data.train))
         for rows in np.array_split(order, round(len(order) / settings.batch_rows)):
             loss = scored_loss(learner, data.train, rows, settings)
-            if settings.distillation:
-                loss = loss + settings.distillation * moved(learner, texts, rng)
+            if weight := distillation(data.train, settings):
+                loss = loss + weight * moved(learner, texts, rng)
             _step(optimiser, loss)
         curve.append(_look(adapter, data))
         if curve[-1]["dev"] == max(look["dev"] for look in curve):
