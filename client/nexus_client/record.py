@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nexus_common.disk import room
-from nexus_common.errors import NexusError
+from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan
 from nexus_common.secagg.plan import ProtocolPlan
 
@@ -66,6 +66,19 @@ class ProtocolRecord:
             row = (os.urandom(32),)
             self.write("INSERT INTO secret VALUES (?)", *row)
         return int.from_bytes(hmac.digest(row[0], model, "sha256"), "little")
+
+    def begin_model(self, plan: Plan, model: bytes, weights: Sequence[bytes]) -> None:
+        """A plan is about to have this model trained here, whose arms' weights have these names.
+
+        Refusal for more different models than a run of the plan can have, and for weights of another plan's: each one
+        trained shows how long it takes; and two plans start apart, so that no two sums are of one model.
+        """
+        if self.trained_elsewhere(plan.hash, (model, *weights)):
+            raise Refusal("model-replay", f"another plan has trained on weights that plan {plan.name} comes with")
+        most = plan.most_inputs + 1  # and the closing one
+        if (count := self.models_trained(plan.hash, model)) > most:
+            raise Refusal("rounds-spent", f"{count} different models to train on, plan {plan.name} has at most {most}")
+        self.note_trained(plan.hash, model, weights)
 
     def trained_elsewhere(self, plan: bytes, names: Sequence[bytes]) -> bool:
         """Whether another plan has had a model or weights of these names trained here.

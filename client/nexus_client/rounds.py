@@ -11,49 +11,33 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_common import wire
-from nexus_common.audit import read
 from nexus_common.disk import shortage
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
-from nexus_common.versions import StoredAdapter, trained_from, vector_hash
+from nexus_common.versions import StoredAdapter, trained_from
 
 from nexus_client import own_rounds
 from nexus_client.cache import NotCached
-from nexus_client.choice import call_back
 from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
 from nexus_client.masking import Made, Masking, weights_names
 from nexus_client.metrics import Metrics, outcome_of
+from nexus_client.receiving import Receiving
 from nexus_client.record import ProtocolRecord
-from nexus_client.shelf import Shelf
-from nexus_client.taken import birth_hash, check_first, check_newborn, check_number, check_reach, check_stage
+from nexus_client.status import Progress
+from nexus_client.taken import check_first, check_newborn, check_number, check_reach, check_stage
 from nexus_client.train import local_update, warm_up
 from nexus_client.workspace import Readied, Workspace
 
 log = logging.getLogger(__name__)
-TAKEN: Final = ("version received", "version accepted")  # the second is how logs before its judging say the first
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the site is doing, for ``status`` here; the server hears only ``preparing`` or ``ready``."""
-
-    phase: str = "idle"
-    done: int = 0
-    total: int = 0
-    run: str | None = None
-    round: int | None = None
-    last_round_at: float | None = None
-    problem: str | None = None
 
 
 class SiteRounds:
@@ -71,7 +55,8 @@ class SiteRounds:
         self.metrics = metrics or Metrics()
         self.workspace, self.identity, self.consent = workspace, identity, consent
         self.record, self.masking = record, Masking(workspace.place.site, identity, record)
-        self.progress, self._on_version, self._worked_at = Progress(), on_version, time.time()
+        self.receiving = Receiving(workspace.place, consent, on_version)
+        self.progress, self._worked_at = Progress(), time.time()
         self._plan: Plan | None = None
         self._readied: Readied | None = None
         self._held_out: HeldOut | None = None
@@ -82,7 +67,7 @@ class SiteRounds:
             wire.Prepare: self._prepare,
             wire.TrainRound: self._train,
             wire.Ask: self._ask,
-            wire.Deliver: self._deliver,
+            wire.Deliver: self.receiving.deliver,
         }
 
     def handle(self, message: wire.Message) -> wire.Message:
@@ -195,9 +180,9 @@ class SiteRounds:
         trained = self.masking.made is not None and self.masking.made.model == model
         weights = weights_names(plan, message.stage, begins)
         if not trained:
-            self._require_few(plan, model, weights)
+            self.record.begin_model(plan, model, weights)
         if message.use:
-            self._store(StoredAdapter(plan, message.round, form.control(vector), form.arms[0]))
+            self.receiving.store(StoredAdapter(plan, message.round, form.control(vector), form.arms[0]))
         if trained:
             return wire.Trained(model)
         started = time.monotonic()
@@ -227,18 +212,6 @@ class SiteRounds:
         except Refusal as refusal:
             self.progress = Progress("refused", run=plan.name, round=number, problem=str(refusal))
             raise
-
-    def _require_few(self, plan: Plan, model: bytes, weights: Sequence[bytes]) -> None:
-        """Refuse more different models than a run of the plan can have, and weights of another plan's.
-
-        Each one trained shows how long it takes; and two plans start apart, so that no two sums are of one model.
-        """
-        if self.record.trained_elsewhere(plan.hash, (model, *weights)):
-            raise Refusal("model-replay", f"another plan has trained on weights that plan {plan.name} comes with")
-        most = plan.most_inputs + 1  # and the closing one
-        if (count := self.record.models_trained(plan.hash, model)) > most:
-            raise Refusal("rounds-spent", f"{count} different models to train on, plan {plan.name} has at most {most}")
-        self.record.note_trained(plan.hash, model, weights)
 
     def _work(
         self, plan: Plan, message: wire.TrainRound, begins: Vector, model: bytes
@@ -288,39 +261,3 @@ class SiteRounds:
         losses.append(loss)
         self.metrics.count_step()
         self.progress = Progress("training", done, plan.local.steps, plan.name, number)
-
-    def _deliver(self, message: wire.Deliver) -> wire.Message:
-        """Take a version for use: of the approved plan, or one that was here before; so versions are called back."""
-        plan = self.consent.plan(message.run)
-        check_number(plan, message.round)
-        form = check_stage(plan, message.stage, alone=True)
-        vector = wire.unpack(message.vector, form)
-        if not self._had(plan, message):
-            self.consent.require(plan)
-            check_reach(plan, message.round, vector)
-        self._store(StoredAdapter(plan, message.round, vector, form.arms[0]))
-        log.info("version %d of run %s received", message.round, plan.name)
-        return wire.Received(wire.model_hash(form, message.vector))
-
-    def _had(self, plan: Plan, message: wire.Deliver) -> bool:
-        """Whether a version is harmless: the base model's own output, or received here before, as the log says."""
-        digest = vector_hash(message.vector)
-        if digest == birth_hash(plan):
-            return True
-        wanted = (plan.hash.hex(), message.round, digest)
-        lines = (line for line in read(self.workspace.place.audit_file) if line["event"] in TAKEN)
-        return any((line.get("plan"), line.get("version"), line.get("sha256")) == wanted for line in lines)
-
-    def _store(self, version: StoredAdapter) -> None:
-        there = StoredAdapter.read(self.workspace.place.federated_file)
-        digest, plan = vector_hash(wire.pack(version.vector)), version.plan.hash.hex()
-        held = there and (there.plan.hash.hex(), there.number, vector_hash(wire.pack(there.vector)))
-        if held == (plan, version.number, digest):
-            return
-        self.consent.audit.append("version received", plan=plan, version=version.number, sha256=digest)
-        version.write(self.workspace.place.federated_file)
-        try:
-            call_back(Shelf(self.workspace.place), version)
-        except NexusError as problem:
-            log.error("%s", problem)  # then no model of the list can be used either; the round goes on
-        self._on_version()

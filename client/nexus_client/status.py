@@ -1,6 +1,7 @@
 """What a site knows of itself without loading torch: model in use and certificate."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ from nexus_client.agent_api import StatusReport
 from nexus_client.consent import Consent
 from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the site is doing, for ``status`` here; the server hears only ``preparing`` or ``ready``."""
+
+    phase: str = "idle"
+    done: int = 0
+    total: int = 0
+    run: str | None = None
+    round: int | None = None
+    last_round_at: float | None = None
+    problem: str | None = None
 
 
 def status(place: SiteHome) -> StatusReport:

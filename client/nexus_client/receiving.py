@@ -1,0 +1,68 @@
+"""A version that comes from the server, for the site's own use: stored, and what it overtakes called back.
+
+With a round or without one.  What the site has logged as received comes back whatever its people say by then, and so
+does the base model's own output: so versions are called back, and nothing else comes.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from nexus_common import wire
+from nexus_common.audit import read
+from nexus_common.errors import NexusError
+from nexus_common.plan import Plan
+from nexus_common.versions import StoredAdapter, vector_hash
+
+from nexus_client.choice import call_back
+from nexus_client.consent import Consent
+from nexus_client.shelf import Shelf
+from nexus_client.site import SiteHome
+from nexus_client.taken import birth_hash, check_number, check_reach, check_stage
+
+log = logging.getLogger(__name__)
+TAKEN: Final = ("version received", "version accepted")  # the second is how logs before its judging say the first
+
+
+class Receiving:
+    """Takes versions for one site; ``on_version`` hears that there is a new one."""
+
+    def __init__(self, place: SiteHome, consent: Consent, on_version: Callable[[], None]) -> None:
+        self.place, self.consent, self._on_version = place, consent, on_version
+
+    def deliver(self, message: wire.Deliver) -> wire.Message:
+        """Take a version for use: of the approved plan, or one that was here before; so versions are called back."""
+        plan = self.consent.plan(message.run)
+        check_number(plan, message.round)
+        form = check_stage(plan, message.stage, alone=True)
+        vector = wire.unpack(message.vector, form)
+        if not self._had(plan, message):
+            self.consent.require(plan)
+            check_reach(plan, message.round, vector)
+        self.store(StoredAdapter(plan, message.round, vector, form.arms[0]))
+        log.info("version %d of run %s received", message.round, plan.name)
+        return wire.Received(wire.model_hash(form, message.vector))
+
+    def _had(self, plan: Plan, message: wire.Deliver) -> bool:
+        """Whether a version is harmless: the base model's own output, or received here before, as the log says."""
+        digest = vector_hash(message.vector)
+        if digest == birth_hash(plan):
+            return True
+        wanted = (plan.hash.hex(), message.round, digest)
+        lines = (line for line in read(self.place.audit_file) if line["event"] in TAKEN)
+        return any((line.get("plan"), line.get("version"), line.get("sha256")) == wanted for line in lines)
+
+    def store(self, version: StoredAdapter) -> None:
+        """Keep a version that was checked, unless it is what came last; it waits to be judged."""
+        there = StoredAdapter.read(self.place.federated_file)
+        digest, plan = vector_hash(wire.pack(version.vector)), version.plan.hash.hex()
+        held = there and (there.plan.hash.hex(), there.number, vector_hash(wire.pack(there.vector)))
+        if held == (plan, version.number, digest):
+            return
+        self.consent.audit.append("version received", plan=plan, version=version.number, sha256=digest)
+        version.write(self.place.federated_file)
+        try:
+            call_back(Shelf(self.place), version)
+        except NexusError as problem:
+            log.error("%s", problem)  # then no model of the list can be used either; the round goes on
+        self._on_version()
