@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nexus_client.shelf import Kind, Shelf
+from nexus_client.model_list import Kind
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome
 from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import Recipe

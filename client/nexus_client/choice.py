@@ -17,8 +17,9 @@ from nexus_client.acceptance import RARE_LOSS, THE_BASE, compare
 from nexus_client.alone import default_recipe, train_alone
 from nexus_client.evaluate import Floats
 from nexus_client.judge import row_scores
+from nexus_client.model_list import BASE, Gone, Kind
 from nexus_client.personal import OnStep, candidates
-from nexus_client.shelf import BASE, Gone, Kind, Shelf, digest_of, name_of
+from nexus_client.shelf import Shelf, digest_of, name_of
 from nexus_client.taken import birth_hash
 from nexus_client.workspace import Workspace
 
@@ -84,7 +85,7 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
         models["personal"] = names[name_of(personal, "personal")] = personal
         scores[name_of(personal, "personal")] = of_rivals[at]
     for kind in ("alone", "personal"):
-        if (made := models.get(kind)) is not None and shelf.models.like(made, kind) is None:
+        if (made := models.get(kind)) is not None and shelf.models.like(digest_of(made), kind) is None:
             judged = compare(scores[name_of(made, kind)], base, max_loss, RARE_LOSS)
             shelf.put(made, kind, accepted=judged.accepted, reason=judged.against(THE_BASE))
     best = best_of({BASE: base} | scores, max_loss)

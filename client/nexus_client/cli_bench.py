@@ -31,7 +31,8 @@ def _bench(
     Example: nexus-client bench
     """
     from nexus_client.board_bench import BoardReport, bench  # noqa: PLC0415
-    from nexus_client.shelf import BASE, Shelf  # noqa: PLC0415
+    from nexus_client.model_list import BASE  # noqa: PLC0415
+    from nexus_client.shelf import Shelf  # noqa: PLC0415
 
     given = options(context)
 

@@ -31,8 +31,9 @@ from nexus_client.export_checks import (
     live_vectors,
 )
 from nexus_client.model_card import ONNX, Subject
+from nexus_client.model_list import BASE, Models
 from nexus_client.onnx_graph import Runner, graft, write_tokenizer
-from nexus_client.shelf import BASE, Models, Shelf
+from nexus_client.shelf import Shelf
 from nexus_client.whole_folder import whole_folder
 from nexus_client.workspace import Workspace
 

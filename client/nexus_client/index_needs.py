@@ -7,7 +7,8 @@ from pathlib import Path
 from nexus_client.corpus import stamp
 from nexus_client.encoder_file import Precision
 from nexus_client.index import Manifest
-from nexus_client.shelf import BASE, Shelf
+from nexus_client.model_list import BASE
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome, SiteSettings
 
 

@@ -20,7 +20,7 @@ from nexus_client.choice import NOTHING, call_back, choose, made_for, newest
 from nexus_client.consent import Consent
 from nexus_client.evaluate import NotFinite
 from nexus_client.judge import row_scores
-from nexus_client.shelf import Shelf
+from nexus_client.shelf import Shelf, digest_of
 from nexus_client.taken import birth_hash
 from nexus_client.workspace import Workspace
 
@@ -105,7 +105,7 @@ def judge_newest(workspace: Workspace, consent: Consent) -> None:
             return
         call_back(shelf, version)
         digest = vector_hash(wire.pack(version.vector))
-        if digest == birth_hash(version.plan) or shelf.models.like(version, "federated"):
+        if digest == birth_hash(version.plan) or shelf.models.like(digest_of(version), "federated"):
             return
         found = _decide(workspace, shelf, version, consent.policy.max_loss)
         event = "version accepted" if found.accepted else "version refused"

@@ -16,8 +16,8 @@ from nexus_common.report import QualityLine
 from nexus_common.versions import StoredAdapter
 
 from nexus_client.agent_api import EvaluateReport
+from nexus_client.model_list import BASE, Held, Models
 from nexus_client.privacy import epsilon
-from nexus_client.shelf import BASE, Held, Models
 from nexus_client.site import SiteHome
 
 ONNX: Final = "onnx"

@@ -15,8 +15,9 @@ from nexus_client.choice import choose
 from nexus_client.consent import Consent
 from nexus_client.judge import judge
 from nexus_client.judging import judge_newest
+from nexus_client.model_list import BASE, KINDS
 from nexus_client.rows import Pair, Row, Scored, Utterance
-from nexus_client.shelf import BASE, KINDS, Shelf, name_of
+from nexus_client.shelf import Shelf, name_of
 from nexus_client.site import SiteHome
 from nexus_client.split import hold_out_warnings, side
 from nexus_client.workspace import Workspace

@@ -12,7 +12,8 @@ from nexus_client.index_build import building, graph_of
 from nexus_client.light import LightEncoder
 from nexus_client.light_adapter import LightAdapter, pooled
 from nexus_client.light_models import light_model
-from nexus_client.shelf import BASE, Models, Shelf
+from nexus_client.model_list import BASE, Models
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome
 from nexus_client.vectors import Progress
 

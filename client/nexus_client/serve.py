@@ -25,9 +25,9 @@ from nexus_client.guard import Bodies, Guard, Metrics
 from nexus_client.index_updates import IndexUpdates
 from nexus_client.light import Floats, LightEncoder, Pieces, groups
 from nexus_client.light_adapter import LightAdapter, pooled
+from nexus_client.model_list import BASE, Gone
 from nexus_client.openai_api import ApiError
 from nexus_client.search import MOST_HITS, hits
-from nexus_client.shelf import BASE, Gone
 from nexus_client.snapshot import NEXUS, Snapshot, Snapshots
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ from nexus_common.errors import NexusError
 from nexus_client.index import Generation, current_name, open_current
 from nexus_client.light_adapter import LightAdapter
 from nexus_client.light_models import light_model
+from nexus_client.model_list import BASE, Gone, Models
 from nexus_client.search import answering
-from nexus_client.shelf import BASE, Gone, Models, Shelf
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ from nexus_client.agent_api import EvaluateReport
 from nexus_client.cli import main
 from nexus_client.embed import default_base, loaded
 from nexus_client.export_checks import PROBES, judge_int8, live_vectors
+from nexus_client.model_list import Kind
 from nexus_client.onnx_graph import Runner
-from nexus_client.shelf import Kind, Shelf
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome
 from nexus_common import audit
 from nexus_common.layout import Layout

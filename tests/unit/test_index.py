@@ -17,8 +17,9 @@ from nexus_client.index_build import Built, building, graph_of
 from nexus_client.light import LightEncoder
 from nexus_client.light_adapter import PLAIN, LightAdapter, pooled
 from nexus_client.light_models import light_model
+from nexus_client.model_list import Gone
 from nexus_client.search import answering, hits, search_site
-from nexus_client.shelf import Gone, Shelf
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome, default_base
 from nexus_client.snapshot import Snapshots
 from nexus_client.vectors import Vectors

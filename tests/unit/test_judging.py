@@ -15,10 +15,11 @@ from nexus_client.choice import NOTHING, best_of, choose
 from nexus_client.consent import Consent
 from nexus_client.judging import Judging, judge_newest
 from nexus_client.material import RankingTask, Task
+from nexus_client.model_list import BASE
 from nexus_client.personal import MIXTURES, candidates, mixtures
 from nexus_client.policy import change_policy, write_policy
 from nexus_client.reports import evaluate
-from nexus_client.shelf import BASE, Shelf
+from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import side
 from nexus_client.status import status

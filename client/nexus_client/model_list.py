@@ -1,0 +1,139 @@
+"""The list of the models that a site holds, as ``models.json`` says it, and what becomes of it: pure, no file is here.
+
+Which came, which is chosen, which a person pinned, which are gone.
+"""
+
+import re
+from typing import Final, Literal
+
+from nexus_common.config import Settings
+from nexus_common.errors import NexusError
+
+Kind = Literal["alone", "federated", "personal"]
+KINDS: Final[tuple[Kind, ...]] = ("alone", "federated", "personal")
+BASE: Final = "base"
+KEPT: Final = 3  # of each kind: the newest and two before it
+REMEMBERED: Final = 1000  # names of models that are no longer held
+
+
+class Held(Settings):
+    """A model that the site holds; ``accepted`` says whether the hold-out took it, ``reason`` why or why not."""
+
+    name: str
+    kind: Kind
+    digest: str = ""  # of its numbers: a server made again can give a name another meaning
+    number: int = 0
+    run: str | None = None
+    at: float
+    accepted: bool = True
+    reason: str = ""
+
+
+class Models(Settings):
+    """``models.json``.  ``chosen``: what the hold-out likes best; ``pinned``: what a person wants in its place;
+    ``served``: what ``nexus`` means to clients, which changes only when a person says so; ``gone``: held before.
+    ``why`` was it chosen, and ``chosen_for`` names the rows and version that all models were last compared on.
+    """
+
+    held: tuple[Held, ...] = ()
+    chosen: str = BASE
+    why: str = ""
+    chosen_for: str = ""
+    pinned: str | None = None
+    served: str | None = None
+    gone: tuple[str, ...] = ()
+
+    @property
+    def in_use(self) -> str:
+        """What search answers from."""
+        return self.pinned or self.chosen
+
+    @property
+    def reason(self) -> str:
+        """Why that is in use."""
+        if self.pinned is None:
+            return self.why or "nothing else was judged here yet"
+        return f"a person said so; the hold-out would choose {self.chosen}"
+
+    def named(self, name: str) -> Held | None:
+        """A held model by its full name."""
+        return next((one for one in self.held if one.name == name), None)
+
+    def like(self, digest: str, kind: Kind) -> Held | None:
+        """The held model of a kind whose numbers have this digest."""
+        return next((one for one in self.held if one.kind == kind and one.digest == digest), None)
+
+    def digest(self, name: str) -> str:
+        """Names a held model's numbers; empty for the base model and for what is not held."""
+        held = self.named(name)
+        return held.digest if held else ""
+
+    def require(self, name: str) -> str:
+        """The name, where it is held; else Gone or NexusError."""
+        if name == BASE or self.named(name):
+            return name
+        if name in self.gone:
+            raise Gone(f"model {name!r} is no longer held here{self.known}")
+        raise NexusError(f"there is no model {name!r} here{self.known}")
+
+    def resolve(self, asked: str) -> str:
+        """The full name of what a person or client asks for: a name, a kind (its newest), or a version's number."""
+        if asked in KINDS:
+            of_kind = [one for one in self.held if one.kind == asked]
+            if not of_kind:
+                remedy = "" if asked == "federated" else "; `nexus-client evaluate` makes it"
+                raise NexusError(f"there is no {asked} model here yet{remedy}{self.known}")
+            return of_kind[-1].name
+        if re.fullmatch(r"\d{1,6}", asked):
+            found = [one.name for one in self.held if one.kind == "federated" and one.number == int(asked)]
+            gone = [name for name in self.gone if name.endswith(f"-{int(asked)}")]
+            if len(found) + len(gone) > 1:
+                raise NexusError(f"{asked} could be {', '.join([*found, *gone])}: give the whole name")
+            return self.require(next(iter([*found, *gone]), asked))
+        return self.require(asked)
+
+    @property
+    def known(self) -> str:
+        """What is here, for the end of an error."""
+        return "; here are: " + ", ".join([BASE, *(one.name for one in self.held)])
+
+    def with_held(self, new: Held) -> "Models":
+        """With a new model; the oldest of its kind go that nobody uses."""
+        held = [*(one for one in self.held if one.name != new.name), new]
+        of_kind = [one.name for one in held if one.kind == new.kind]
+        accepted = [one.name for one in held if one.kind == new.kind and one.accepted]
+        used = {self.chosen, self.pinned, self.served, *accepted[-1:]}
+        return self.model_copy(update={"held": tuple(held)})._without(set(of_kind[:-KEPT]) - used)
+
+    def called_back(self, run: str, above: int) -> "Models":
+        """Without versions of a run beyond one, and without what was made of them.
+
+        What was chosen of them falls back to the run's newest version that is left and was accepted here.
+        """
+        left = self._without({held.name for held in self.held if held.run == run and held.number > above})
+        if left.chosen == self.chosen:
+            return left
+        taken = [held for held in left.held if held.kind == "federated" and held.run == run and held.accepted]
+        why = "the server has taken back what was chosen before"
+        back = max(taken, key=lambda held: held.number).name if taken else BASE
+        return left.model_copy(update={"chosen": back, "why": why, "chosen_for": ""})
+
+    def _without(self, names: set[str]) -> "Models":
+        """Without some models; what was chosen or pinned among them falls back to the base model.
+
+        What ``nexus`` means does not: clients hear that it is gone, until a person says what it means from now on.
+        """
+        held = {one.name for one in self.held}
+        changes: dict[str, object] = {
+            "held": tuple(one for one in self.held if one.name not in names),
+            "gone": (*(name for name in self.gone if name not in names | held), *sorted(names))[-REMEMBERED:],
+        }
+        if self.chosen in names:
+            changes["chosen"] = BASE
+        if self.pinned in names:
+            changes["pinned"] = None
+        return self.model_copy(update=changes)
+
+
+class Gone(NexusError):
+    """A model that was held here and is not any more."""
