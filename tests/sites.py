@@ -15,6 +15,7 @@ from nexus_common.versions import StoredAdapter
 
 from tests.plans import make_plan
 
+WINTER = make_plan(["a", "b", "c"], name="winter")
 TOPICS = (
     "chest pain",
     "a lost bank card",
@@ -52,6 +53,6 @@ def some_vector(layout: Layout, seed: int = 0) -> Vector:
 
 def put_model(place: SiteHome, layout: Layout, seed: int = 0, kind: Kind = "personal", number: int = 1) -> str:
     """A made-up model on the shelf; its name.  Federated ones are versions of run ``winter``."""
-    recipe = make_plan(["a", "b", "c"], name="winter") if kind == "federated" else Recipe()
+    recipe = WINTER if kind == "federated" else Recipe()
     stored = StoredAdapter(recipe, number, some_vector(layout, seed), layout)
     return Shelf(place).put(stored, kind, accepted=True, reason="a test's")

@@ -112,7 +112,7 @@ def _candidates(shelf: Shelf, digests: set[str], base_hash: str) -> dict[str, St
 def call_back(shelf: Shelf, version: StoredAdapter) -> None:
     """Take out of use what the server has taken out of use by sending an earlier version of the same run."""
     born = _hash(version) == birth_hash(version.plan)
-    shelf.call_back(version.plan.name, -1 if born and version.number == 0 else version.number)
+    shelf.call_back(version.plan, -1 if born and version.number == 0 else version.number)
 
 
 def newest(shelf: Shelf, kind: Kind, base_hash: str, *, accepted: bool = False) -> StoredAdapter | None:

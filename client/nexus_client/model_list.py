@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from nexus_common.config import Settings
 from nexus_common.errors import NexusError
+from nexus_common.plan import Plan
 
 Kind = Literal["alone", "federated", "personal"]
 KINDS: Final[tuple[Kind, ...]] = ("alone", "federated", "personal")
@@ -17,16 +18,24 @@ REMEMBERED: Final = 1000  # names of models that are no longer held
 
 
 class Held(Settings):
-    """A model that the site holds; ``accepted`` says whether the hold-out took it, ``reason`` why or why not."""
+    """A model that the site holds; ``accepted`` says whether the hold-out took it, ``reason`` why or why not.
+
+    Of a version and of what was made of one, ``plan`` is the plan's hash and ``run`` its name, which two may share.
+    """
 
     name: str
     kind: Kind
     digest: str = ""  # of its numbers: a server made again can give a name another meaning
     number: int = 0
     run: str | None = None
+    plan: str | None = None
     at: float
     accepted: bool = True
     reason: str = ""
+
+    def of(self, plan: Plan) -> bool:
+        """Whether it is a version of a plan or was made of one; older lists know its run's name alone."""
+        return self.run == plan.name and self.plan in (None, plan.hash.hex())
 
 
 class Models(Settings):
@@ -105,15 +114,15 @@ class Models(Settings):
         used = {self.chosen, self.pinned, self.served, *accepted[-1:]}
         return self.model_copy(update={"held": tuple(held)})._without(set(of_kind[:-KEPT]) - used)
 
-    def called_back(self, run: str, above: int) -> "Models":
-        """Without versions of a run beyond one, and without what was made of them.
+    def called_back(self, plan: Plan, above: int) -> "Models":
+        """Without versions of a plan beyond one, and without what was made of them.
 
         What was chosen of them falls back to the run's newest version that is left and was accepted here.
         """
-        left = self._without({held.name for held in self.held if held.run == run and held.number > above})
+        left = self._without({held.name for held in self.held if held.of(plan) and held.number > above})
         if left.chosen == self.chosen:
             return left
-        taken = [held for held in left.held if held.kind == "federated" and held.run == run and held.accepted]
+        taken = [held for held in left.held if held.kind == "federated" and held.of(plan) and held.accepted]
         why = "the server has taken back what was chosen before"
         back = max(taken, key=lambda held: held.number).name if taken else BASE
         return left.model_copy(update={"chosen": back, "why": why, "chosen_for": ""})

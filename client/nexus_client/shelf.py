@@ -61,14 +61,14 @@ class Shelf:
         With ``chosen`` it becomes what is chosen, in the same instant.
         """
         name, digest = name_of(adapter, kind), digest_of(adapter)
-        run = adapter.plan.name if isinstance(adapter.recipe, Plan) and kind != "alone" else None
+        plan = adapter.recipe if isinstance(adapter.recipe, Plan) and kind != "alone" else None
         with self._alone():
             models = self.models
             if kind == "federated" and (name in models.gone or models.digest(name) not in ("", digest)):
                 name = f"{name}-{digest[:8]}"  # of a server that was made again, or of one that lies
             held = Held(
-                name=name, kind=kind, digest=digest, number=adapter.number, run=run, at=time.time(), accepted=accepted,
-                reason=reason,
+                name=name, kind=kind, digest=digest, number=adapter.number, run=plan.name if plan else None,
+                plan=plan.hash.hex() if plan else None, at=time.time(), accepted=accepted, reason=reason,
             )  # fmt: skip
             adapter.write(self.file_of(name))
             choice = {"chosen": name, "why": reason} if chosen else {}
@@ -96,12 +96,12 @@ class Shelf:
             self._write(lambda old: old.model_copy(update={"served": old.served or old.in_use}))
         return self.models.served or BASE
 
-    def call_back(self, run: str, above: int) -> None:
-        """Take versions of a run beyond one out of use, and what was made of them: the server has withdrawn them."""
-        if not any(held.run == run and held.number > above for held in self.models.held):
+    def call_back(self, plan: Plan, above: int) -> None:
+        """Take versions of a plan beyond one out of use, and what was made of them: the server has withdrawn them."""
+        if not any(held.of(plan) and held.number > above for held in self.models.held):
             return
         with self._alone():
-            self._write(lambda old: old.called_back(run, above))
+            self._write(lambda old: old.called_back(plan, above))
 
     def require(self, name: str) -> str:
         """The name, where it is held; else Gone or NexusError."""

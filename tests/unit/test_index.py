@@ -27,7 +27,7 @@ from nexus_common.base_model import base_hash
 from nexus_common.errors import NexusError
 from nexus_common.layout import Layout
 
-from tests.sites import TOPICS, make_site, put_model, some_vector, write_text
+from tests.sites import TOPICS, WINTER, make_site, put_model, some_vector, write_text
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_while_a_changed_head_is_encoded_the_old_model_answers(place: SiteHome) 
     assert answering(shelf.models, generation(place)) == before
     build(place)
     assert answering(shelf.models, generation(place)) == "winter-1"
-    shelf.call_back("winter", 0)
+    shelf.call_back(WINTER, 0)
     assert answering(shelf.models, generation(place)) == "base"
 
 
@@ -287,7 +287,7 @@ def test_what_nexus_means_changes_only_when_a_person_says_so(place: SiteHome) ->
     shelf.pin(six)
     snapshots = Snapshots(place, base_hash(default_base()))
     assert snapshots.current.model("nexus")[0] == six
-    shelf.call_back("winter", 5)
+    shelf.call_back(WINTER, 5)
     assert snapshots.refresh()
     with pytest.raises(Gone, match=f"nexus means {six}, which is no longer held here, until a person says otherwise"):
         snapshots.current.model("nexus")

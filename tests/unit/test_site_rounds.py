@@ -331,6 +331,16 @@ def test_what_the_server_takes_back_is_out_of_use_at_once_and_what_was_made_of_i
     assert (shelf.models.in_use, len(shelf.models.held)) == ("base", 1)
 
 
+def test_another_plan_of_the_same_name_calls_nothing_back(site: SiteRounds) -> None:
+    shelf, version = Shelf(site.workspace.place), StoredAdapter(PLAN, 4, np.zeros(4, np.float32), Layout())
+    other = make_plan("abc", name=PLAN.name, rounds=PLAN.rounds + 1, **QUICK)
+    kept = shelf.put(version, "federated", accepted=True, reason="", chosen=True)
+    prepared(site, other).handle(wire.Deliver(other.hash, 1, 0, LATER))
+    assert (stored(site), shelf.models.in_use) == ((PLAN.name, 1), kept)
+    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
+    assert shelf.models.held == ()
+
+
 def test_a_list_of_models_that_is_damaged_costs_no_round(site: SiteRounds) -> None:
     prepared(site)
     shelf = Shelf(site.workspace.place)
