@@ -84,19 +84,20 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
         personal = StoredAdapter(taken.plan, taken.number, vector, layout, made_of)
         models["personal"] = names[name_of(personal, "personal")] = personal
         scores[name_of(personal, "personal")] = of_rivals[at]
-    for kind in ("alone", "personal"):
-        if (made := models.get(kind)) is not None and shelf.models.like(digest_of(made), kind) is None:
-            judged = compare(scores[name_of(made, kind)], base, max_loss, RARE_LOSS)
-            shelf.put(made, kind, accepted=judged.accepted, reason=judged.against(THE_BASE))
-    best = best_of({BASE: base} | scores, max_loss)
-    held_best = shelf.models.named(best.name)
-    if held_best and not held_best.accepted:  # refused by the small part of the hold-out alone
-        shelf.put(names[best.name], held_best.kind, accepted=True, reason=best.reason)
-    if (newer := StoredAdapter.read(workspace.place.federated_file)) is not None:
-        call_back(shelf, newer)  # what the server has taken back while this was compared
     try:
+        for kind in ("alone", "personal"):
+            if (made := models.get(kind)) is not None and shelf.models.like(digest_of(made), kind) is None:
+                judged = compare(scores[name_of(made, kind)], base, max_loss, RARE_LOSS)
+                of = taken if kind == "personal" else None
+                shelf.put(made, kind, accepted=judged.accepted, reason=judged.against(THE_BASE), made_of=of)
+        best = best_of({BASE: base} | scores, max_loss)
+        held_best = shelf.models.named(best.name)
+        if held_best and not held_best.accepted:  # refused by the small part of the hold-out alone
+            shelf.accept(best.name, best.reason)
+        if (newer := StoredAdapter.read(workspace.place.federated_file)) is not None:
+            call_back(shelf, newer)
         shelf.choose(best.name, best.reason, made_for(workspace, federated))
-    except Gone:
+    except Gone:  # the server has taken it back while all were compared
         return choose(workspace, max_loss, on_step)
     return models
 

@@ -20,6 +20,7 @@ from nexus_client.choice import NOTHING, call_back, choose, made_for, newest
 from nexus_client.consent import Consent
 from nexus_client.evaluate import NotFinite
 from nexus_client.judge import row_scores
+from nexus_client.model_list import Gone
 from nexus_client.shelf import Shelf, digest_of
 from nexus_client.taken import birth_hash
 from nexus_client.workspace import Workspace
@@ -105,7 +106,8 @@ def judge_newest(workspace: Workspace, consent: Consent) -> None:
             return
         call_back(shelf, version)
         digest = vector_hash(wire.pack(version.vector))
-        if digest == birth_hash(version.plan) or shelf.models.like(digest_of(version), "federated"):
+        short, models = digest_of(version), shelf.models
+        if digest == birth_hash(version.plan) or short in models.withdrawn or models.like(short, "federated"):
             return
         found = _decide(workspace, shelf, version, consent.policy.max_loss)
         event = "version accepted" if found.accepted else "version refused"
@@ -114,8 +116,12 @@ def judge_newest(workspace: Workspace, consent: Consent) -> None:
         now = shelf.models.named(shelf.models.chosen)
         own = now is not None and now.kind != "federated"  # it gives way to what is better only, or search would flap
         chosen = found.accepted and (found.better or not own)
-        name = shelf.put(version, "federated", accepted=found.accepted, reason=found.reason, chosen=chosen)
-        log.info("%s: %s: %s", event, name, found.reason)
+        try:
+            name = shelf.put(version, "federated", accepted=found.accepted, reason=found.reason, chosen=chosen)
+        except Gone as gone:
+            log.warning("%s while it was judged", gone)
+        else:
+            log.info("%s: %s: %s", event, name, found.reason)
 
 
 def _decide(workspace: Workspace, shelf: Shelf, version: StoredAdapter, max_loss: float) -> Decision:

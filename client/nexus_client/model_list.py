@@ -29,9 +29,15 @@ class Held(Settings):
     number: int = 0
     run: str | None = None
     plan: str | None = None
+    made_of: str = ""  # digest of the version that a personal model was made of
     at: float
     accepted: bool = True
     reason: str = ""
+
+    @property
+    def version(self) -> str:
+        """Digest of the version that it is or was made of; empty for what knows none."""
+        return self.digest if self.kind == "federated" else self.made_of
 
     def of(self, plan: Plan) -> bool:
         """Whether it is a version of a plan or was made of one; older lists know its run's name alone."""
@@ -40,7 +46,8 @@ class Held(Settings):
 
 class Models(Settings):
     """``models.json``.  ``chosen``: what the hold-out likes best; ``pinned``: what a person wants in its place;
-    ``served``: what ``nexus`` means to clients, which changes only when a person says so; ``gone``: held before.
+    ``served``: what ``nexus`` means to clients, which changes only when a person says so; ``gone``: held before;
+    ``withdrawn``: digests of versions that the server says are out of use.
     ``why`` was it chosen, and ``chosen_for`` names the rows and version that all models were last compared on.
     """
 
@@ -51,6 +58,7 @@ class Models(Settings):
     pinned: str | None = None
     served: str | None = None
     gone: tuple[str, ...] = ()
+    withdrawn: tuple[str, ...] = ()
 
     @property
     def in_use(self) -> str:
@@ -114,15 +122,28 @@ class Models(Settings):
         used = {self.chosen, self.pinned, self.served, *accepted[-1:]}
         return self.model_copy(update={"held": tuple(held)})._without(set(of_kind[:-KEPT]) - used)
 
-    def called_back(self, plan: Plan, above: int) -> "Models":
-        """Without versions of a plan beyond one, and without what was made of them.
+    def accepting(self, name: str, reason: str) -> "Models":
+        """With a held model that counts as accepted."""
+        new = {"accepted": True, "reason": reason}
+        held = (one.model_copy(update=new) if one.name == name else one for one in self.held)
+        return self.model_copy(update={"held": tuple(held)})
 
-        What was chosen of them falls back to the run's newest version that is left and was accepted here.
-        """
-        left = self._without({held.name for held in self.held if held.of(plan) and held.number > above})
-        if left.chosen == self.chosen:
+    def called_back(self, plan: Plan, above: int) -> "Models":
+        """Without versions of a plan beyond one, and without what was made of them."""
+        return self._taken_back({held.name for held in self.held if held.of(plan) and held.number > above})
+
+    def without_withdrawn(self, digests: tuple[str, ...]) -> "Models":
+        """Without the versions of these digests, and without what was made of them, now and later."""
+        names = {held.name for held in self.held if held.version in digests}
+        return self.model_copy(update={"withdrawn": digests})._taken_back(names)
+
+    def _taken_back(self, names: set[str]) -> "Models":
+        """Without some models; what was chosen falls back to its run's newest version that is left and was accepted."""
+        chosen, left = self.named(self.chosen), self._without(names)
+        if chosen is None or left.chosen == self.chosen:
             return left
-        taken = [held for held in left.held if held.kind == "federated" and held.of(plan) and held.accepted]
+        of_run = [held for held in left.held if (held.run, held.plan) == (chosen.run, chosen.plan)]
+        taken = [held for held in of_run if held.kind == "federated" and held.accepted]
         why = "the server has taken back what was chosen before"
         back = max(taken, key=lambda held: held.number).name if taken else BASE
         return left.model_copy(update={"chosen": back, "why": why, "chosen_for": ""})

@@ -5,7 +5,8 @@ does the base model's own output: so versions are called back, and nothing else 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from nexus_common import wire
@@ -32,6 +33,7 @@ class Receiving:
 
     def deliver(self, message: wire.Deliver) -> wire.Message:
         """Take a version for use: of the approved plan, or one that was here before; so versions are called back."""
+        self._withdraw(message)  # whatever becomes of the version: nobody has to agree to have one less
         plan = self.consent.plan(message.run)
         check_number(plan, message.round)
         form = check_stage(plan, message.stage, alone=True)
@@ -42,6 +44,12 @@ class Receiving:
         self.store(StoredAdapter(plan, message.round, vector, form.arms[0]))
         log.info("version %d of run %s received", message.round, plan.name)
         return wire.Received(wire.model_hash(form, message.vector))
+
+    def _withdraw(self, message: wire.Deliver) -> None:
+        """Take out of use what the server names, but not what it sends in the same breath."""
+        sent = vector_hash(message.vector)
+        with _list_may_be_damaged():
+            Shelf(self.place).withdraw([one for one in wire.unpack_hashes(message.withdrawn) if one != sent])
 
     def _had(self, plan: Plan, message: wire.Deliver) -> bool:
         """Whether a version is harmless: the base model's own output, or received here before, as the log says."""
@@ -61,8 +69,15 @@ class Receiving:
             return
         self.consent.audit.append("version received", plan=plan, version=version.number, sha256=digest)
         version.write(self.place.federated_file)
-        try:
+        with _list_may_be_damaged():
             call_back(Shelf(self.place), version)
-        except NexusError as problem:
-            log.error("%s", problem)  # then no model of the list can be used either; the round goes on
         self._on_version()
+
+
+@contextmanager
+def _list_may_be_damaged() -> Iterator[None]:
+    """Then no model of it can be used either, and the round goes on."""
+    try:
+        yield
+    except NexusError as problem:
+        log.error("%s", problem)

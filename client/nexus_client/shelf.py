@@ -8,7 +8,7 @@ under a client.  Model files are written before the list that names them, so a c
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from nexus_common.plan import Plan
 from nexus_common.versions import StoredAdapter, vector_hash
 from pydantic import ValidationError
 
-from nexus_client.model_list import BASE, Held, Kind, Models
+from nexus_client.model_list import BASE, Gone, Held, Kind, Models
 from nexus_client.site import SiteHome
 
 DIGITS: Final = 16
@@ -55,10 +55,20 @@ class Shelf:
             raise NexusError(f"there is no model {name!r} here{self.models.known}")
         return found
 
-    def put(self, adapter: StoredAdapter, kind: Kind, *, accepted: bool, reason: str, chosen: bool = False) -> str:
+    def put(
+        self,
+        adapter: StoredAdapter,
+        kind: Kind,
+        *,
+        accepted: bool,
+        reason: str,
+        chosen: bool = False,
+        made_of: StoredAdapter | None = None,
+    ) -> str:
         """Keep a model, and no more than ``KEPT`` of its kind beside those in use; its name.
 
-        With ``chosen`` it becomes what is chosen, in the same instant.
+        With ``chosen`` it becomes what is chosen, in the same instant.  ``made_of`` is the version that a personal one
+        was made of.  Gone where the server has withdrawn that, or the model itself.
         """
         name, digest = name_of(adapter, kind), digest_of(adapter)
         plan = adapter.recipe if isinstance(adapter.recipe, Plan) and kind != "alone" else None
@@ -69,11 +79,20 @@ class Shelf:
             held = Held(
                 name=name, kind=kind, digest=digest, number=adapter.number, run=plan.name if plan else None,
                 plan=plan.hash.hex() if plan else None, at=time.time(), accepted=accepted, reason=reason,
+                made_of=digest_of(made_of) if made_of else "",
             )  # fmt: skip
+            if held.version in models.withdrawn:
+                raise Gone(f"model {name!r} was taken back by the server")
             adapter.write(self.file_of(name))
             choice = {"chosen": name, "why": reason} if chosen else {}
             self._write(lambda old: old.model_copy(update=choice).with_held(held))
         return name
+
+    def accept(self, name: str, reason: str) -> None:
+        """The hold-out takes a held model after all; Gone where it was called back meanwhile."""
+        with self._alone():
+            self.require(name)
+            self._write(lambda old: old.accepting(name, reason))
 
     def choose(self, name: str, why: str = "", chosen_for: str = "") -> None:
         """What the hold-out likes best, why, and what that rests on; Gone where it was called back meanwhile."""
@@ -102,6 +121,17 @@ class Shelf:
             return
         with self._alone():
             self._write(lambda old: old.called_back(plan, above))
+
+    def withdraw(self, hashes: Sequence[str]) -> None:
+        """Take versions out of use, and what was made of them, for as long as the server names them.
+
+        ``hashes`` are all that it names now (``vector_hash``).  They are of versions that it has sent; a model that
+        this site made alone is none.
+        """
+        digests = tuple(sorted(one[:DIGITS] for one in hashes))
+        if digests != self.models.withdrawn:
+            with self._alone():
+                self._write(lambda old: old.without_withdrawn(digests))
 
     def require(self, name: str) -> str:
         """The name, where it is held; else Gone or NexusError."""

@@ -22,6 +22,7 @@ Field = int | str | bytes
 MAX_FIELD_BYTES: Final = 1 << 20
 HASH: Final = 32
 SIGNATURE: Final = 64
+MOST_WITHDRAWN: Final = 256  # hashes in one message
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,15 @@ class Masked:
 
 @dataclass(frozen=True)
 class Deliver:
-    """To a site: the newest version, for its own use; nothing is asked.  Of a trial, that is the control alone."""
+    """To a site: the newest version, for its own use; nothing is asked.  Of a trial, that is the control alone.
+
+    ``withdrawn`` are hashes of the newest versions of all runs that are out of use, for a site that was away.
+    """
 
     run: bytes
     round: int
     stage: int
+    withdrawn: bytes
     vector: bytes
 
 
@@ -243,8 +248,21 @@ def _check(name: str, value: Field, declared: object) -> None:
             raise Refusal("malformed", f"{name} = {value} is out of range")
     elif len(value) > MAX_FIELD_BYTES and name != "vector":
         raise Refusal("malformed", f"{name} has {len(value)} bytes, at most {MAX_FIELD_BYTES}")
+    if name == "withdrawn" and isinstance(value, bytes):
+        unpack_hashes(value)
     if name in _LENGTHS and isinstance(value, bytes) and len(value) != _LENGTHS[name]:
         raise Refusal("malformed", f"{name} has {len(value)} bytes, expected {_LENGTHS[name]}")
+
+
+def unpack_hashes(data: bytes) -> list[str]:
+    """Hashes that stand one behind the other, as ``vector_hash`` writes them; Refusal ``malformed``.
+
+    At most ``MOST_WITHDRAWN``, and none of them twice.
+    """
+    found = [data[at : at + HASH].hex() for at in range(0, len(data), HASH)]
+    if len(data) % HASH or len(found) > MOST_WITHDRAWN or len(set(found)) < len(found):
+        raise Refusal("malformed", f"{len(data)} bytes are no list of at most {MOST_WITHDRAWN} different hashes")
+    return found
 
 
 def pack(vector: Vector) -> bytes:

@@ -28,7 +28,7 @@ from nexus_server.lineage import beside
 from nexus_server.masked import Aggregation, ModelSpent, Sum
 from nexus_server.metrics import Metrics
 from nexus_server.next_version import next_version
-from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, Run
+from nexus_server.records import FINISHED, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
 from nexus_server.safety import take_back
 
@@ -88,7 +88,7 @@ class Conductor:
             return
         run = self.registry.active_run()
         if run is None:
-            self._deliver(self.registry.last_run())
+            self._deliver_late()
             self._show("idle")
             self.pause(LOOK_AGAIN_SECONDS)
         elif run.state == STOPPING or self._closed(run):
@@ -288,17 +288,21 @@ class Conductor:
         self.registry.note_failed_round(run.plan.name, run.round + 1, reasons)
         self.pause(PAUSE_AFTER_FAILURE_SECONDS)
 
-    def _deliver(self, run: Run | None) -> None:
-        """Give the version in use to each connected site that lacks it."""
+    def _deliver_late(self) -> None:
+        """Between runs: give the version in use to each connected site that lacks it."""
+        run = self.registry.last_run()
         if run is not None and (lacking := self.delivery.lacking(run)):
-            if run.state != RUNNING:
-                self._show("delivering", (), run.round)
+            self._show("delivering", (), run.round)
             self.delivery.deliver(run, lacking)
 
     def _deliver_rolled_back(self, run: Run) -> None:
-        """After a rollback what is in use changes at once; otherwise the version comes with the next round."""
-        if self.registry.in_use(run.plan.name) != run.round:
-            self._deliver(run)
+        """After a rollback what is in use changes at once; otherwise the version comes with the next round.
+
+        But a site that was away is told at once what is out of use.
+        """
+        beside = self.registry.in_use(run.plan.name) != run.round
+        if sites := self.delivery.lacking(run) if beside else self.delivery.untold(run):
+            self.delivery.deliver(run, sites)
 
     def site_left(self, site: str) -> None:
         """A site's process ended or a new session began: nothing is known of it any more."""

@@ -27,6 +27,9 @@ _DESCENDANT: Final = """
     SELECT own.run FROM versions own JOIN versions their ON own.hash = their.hash AND own.run <> their.run
     WHERE their.state = ? AND own.state <> ? AND own.cohort = '[]' LIMIT 1"""
 """A run that began at a withdrawn version of another one."""
+_OUT: Final = """
+    SELECT run, number FROM versions WHERE state IN (?, ?)
+    AND hash NOT IN (SELECT hash FROM versions WHERE state = ?) ORDER BY created DESC, number DESC LIMIT ?"""
 
 
 class Runs(Sums):
@@ -168,6 +171,11 @@ class Runs(Sums):
         """The number of a run's newest version that is for use."""
         rows = self.rows("SELECT max(number) AS newest FROM versions WHERE run = ? AND state = ?", run, MADE)
         return rows[0]["newest"]  # type: ignore[no-any-return]
+
+    def out_of_use(self, most: int) -> list[tuple[str, int]]:
+        """Run and number of the newest versions that are out of use, and in use in no run under another number."""
+        rows = self.rows(_OUT, WITHDRAWN, ROLLED_BACK, MADE, most)
+        return [(row["run"], row["number"]) for row in rows]
 
     def note_failed_round(self, run: str, number: int, reasons: dict[str, str]) -> None:
         """Keep why a round came to nothing; the newest thousand are kept."""

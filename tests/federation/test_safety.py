@@ -5,11 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nexus_common import audit, wire
+from nexus_client.consent import Consent
+from nexus_client.policy import change_policy, write_policy
+from nexus_client.receiving import Receiving
+from nexus_client.shelf import Shelf
+from nexus_client.site import SiteHome
+from nexus_common import audit, certs, wire
 from nexus_common.layout import Layout
 from nexus_common.plan import Plan
 from nexus_common.tail import Reported
-from nexus_common.versions import trained_from
+from nexus_common.versions import StoredAdapter, trained_from
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.lineage import back_to
 from nexus_server.records import FINISHED, MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPED, WITHDRAWN, Rejection
@@ -91,6 +96,75 @@ def test_sites_get_the_last_good_version_back_at_once(tmp_path: Path) -> None:
     federation = federation_of(tmp_path, {1})
     federation.turns(4)
     assert all(site.received[0] == 1 for site in federation.sites.values())
+
+
+class Shelved(Voter):
+    """A voter that keeps versions as a site does, and takes each at once."""
+
+    def __init__(self, name: str, plan: Plan, home: Path) -> None:
+        super().__init__(name, plan)
+        self.place = SiteHome.of(home, name)
+        self.place.keys.mkdir(parents=True)
+        certs.save_key(self.place.keys / "identity.key", self.key)
+        write_policy(self.place.policy_file, name)
+        allowed = {"accept_no_record_privacy": True, "max_clip_norm": 1000.0, "approved_plans": [plan.hash.hex()]}
+        change_policy(self.place.policy_file, **allowed)
+        consent, self.shelf = Consent(self.place), Shelf(self.place)
+        consent.offer(plan.canonical)
+        self.receiving = Receiving(self.place, consent, self._take)
+
+    def __call__(self, message: wire.Message) -> wire.Message:
+        answer = super().__call__(message)
+        if isinstance(message, wire.TrainRound) and message.use:
+            vector, layout = wire.unpack(message.vector, self.plan.stages[0]), self.plan.adapter.layout
+            self.receiving.store(StoredAdapter(self.plan, message.round, vector, layout))
+        return self.receiving.deliver(message) if isinstance(message, wire.Deliver) else answer
+
+    def _take(self) -> None:
+        version = StoredAdapter.read(self.place.federated_file)
+        assert version is not None
+        if version.number:
+            self.shelf.put(version, "federated", accepted=True, reason="", chosen=True)
+
+    @property
+    def held(self) -> list[str]:
+        return [held.name for held in self.shelf.models.held]
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["the same server", "a server that restarts"])
+def test_a_site_that_was_away_hears_what_was_taken_back_before_it_trains_again(tmp_path: Path, restarts: bool) -> None:
+    federation = federation_of(tmp_path, {1}, rounds=8)
+    away = Shelved("hospital-b", federation.plan, tmp_path / "sites")
+    federation.sites["hospital-b"] = federation.grid.handle[federation.grid.nodes["hospital-b"]] = away
+    federation.turns(2)
+    federation.conductor.masked.forget("hospital-b")
+    give = wire.pack(federation.registry.vector("sim", 2))
+    away(wire.Deliver(federation.plan.hash, 2, 0, b"", give))
+    away.shelf.pin("sim-2")
+    federation.grid.silent.add("hospital-b")
+    federation.conductor.site_left("hospital-b")
+    federation.turns(4)
+    assert states(federation)[2] == ROLLED_BACK
+    assert federation.registry.in_use("sim") == federation.round > 3, "a new version is in use"
+    assert away.shelf.models.in_use == "sim-2"
+    away.restart()
+    federation.grid.silent.clear()
+    if restarts:
+        federation.conductor = federation.new_conductor()
+    federation.turns(2)
+    assert "sim-2" not in away.held
+    assert away.shelf.models.pinned is None
+    assert f"sim-{federation.round - 1}" in away.held, "and it has part in the rounds again"
+
+
+def test_a_site_is_told_once_and_again_when_it_comes_anew(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, {1}, rounds=12)
+    federation.turns(8)
+    received = voter(federation, "bank-b").received
+    assert received == [1], "with the version before the one that was taken back"
+    federation.conductor.site_left("bank-b")
+    federation.turns(2)
+    assert len(received) == 2
 
 
 def test_no_weights_are_opened_twice_whatever_is_taken_back(tmp_path: Path) -> None:

@@ -375,6 +375,13 @@ DECODERS: dict[str, Decoder] = {
         "wire.unpack",
         encode=wire.pack,
     ),
+    "hashes": Decoder(
+        wire.unpack_hashes,
+        lambda: [b"", bytes(range(96)), bytes(64)],
+        (Refusal,),
+        "wire.unpack_hashes",
+        encode=lambda found: bytes.fromhex("".join(found)),
+    ),
     "plan-on-the-wire": Decoder(
         _shown, seeds.canonical_plans, (Refusal,), "plan.plan_from_wire", encode=lambda plan: plan.canonical
     ),

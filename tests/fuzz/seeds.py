@@ -70,7 +70,7 @@ def messages() -> tuple[wire.Message, ...]:
         *(wire.Ask(hashed, 3, b"", data) for data in said),
         *(wire.Say(data) for data in said),
         wire.Masked(b"\x01" * 300),
-        wire.Deliver(hashed, 3, 0, bytes(64)),
+        wire.Deliver(hashed, 3, 0, hashed + bytes(32), bytes(64)),
         wire.Received(hashed),
         wire.Certify(certificates()[0], authorities()),
         wire.Certified(hashed),

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from nexus_common import audit, wire
+from nexus_common.versions import vector_hash
 from nexus_server import rounds as module
 from nexus_server.admin_api import Rollback, Withdrawal
 from nexus_server.admin_models import ModelAdministration
@@ -113,6 +114,38 @@ def test_where_every_version_is_withdrawn_sites_get_the_base_models_own_output(t
         (0, True),
     ]  # fmt: skip
     assert federation.state == STOPPED
+
+
+def test_sites_hear_what_is_out_of_use_of_a_run_and_of_one_that_began_from_it(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES))
+    recorder, registry = Recorder(federation, "bank-b"), federation.registry
+    federation.turns(2)
+    begins, made = registry.vector("sim", 2), registry.vector("sim", 1)
+    registry.set_state("sim", STOPPED, expected=RUNNING)
+    later = plan_of(NAMES, name="later", origin={"plan": federation.plan.hash.hex(), "version": 2})
+    registry.create_run(later, begins)
+    run = registry.run("later")
+    assert run is not None
+    registry.commit_round(run, made * 2, {}, list(NAMES), 1.0, 0, [], 0)
+    models(federation).withdraw(Withdrawal(run="sim", first=1, last=2))
+    federation.turns(3)
+    (delivered,) = (one for one in recorder.asked if isinstance(one, wire.Deliver))
+    assert (delivered.run, delivered.round) == (later.hash, 0), "the base model's own output"
+    out = {vector_hash(wire.pack(vector)) for vector in (made, begins, made * 2)}
+    assert {*wire.unpack_hashes(delivered.withdrawn)} == out
+
+
+def test_a_version_whose_file_is_damaged_holds_no_delivery_up(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES))
+    recorder = Recorder(federation, "bank-b")
+    federation.turns(2)
+    first, second = federation.registry.versions("sim")[1:]
+    kept = vector_hash(wire.pack(federation.registry.vector("sim", 1)))
+    (tmp_path / "versions" / f"{second.hash}.safetensors").write_bytes(b"damaged")
+    models(federation).withdraw(Withdrawal(run=None, first=first.number, last=second.number))
+    federation.turns(3)
+    (delivered,) = (one for one in recorder.asked if isinstance(one, wire.Deliver))
+    assert wire.unpack_hashes(delivered.withdrawn) == [kept]
 
 
 @pytest.mark.parametrize("change", [Rollback(run=None, version=0), Withdrawal(run=None, first=1, last=1)], ids=str)

@@ -24,10 +24,10 @@ from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.split import side
 from nexus_client.status import status
 from nexus_client.workspace import Workspace
-from nexus_common import audit
+from nexus_common import audit, wire
 from nexus_common.layout import WIDTH, Layout, Vector
 from nexus_common.stages import grown
-from nexus_common.versions import StoredAdapter
+from nexus_common.versions import StoredAdapter, vector_hash
 
 from tests.plans import make_plan
 
@@ -189,6 +189,46 @@ def test_what_is_called_back_while_models_are_compared_stays_away(
     choose(workspace, 0.02)
     assert not [held.name for held in shelf.models.held if held.number == 2]
     assert shelf.models.in_use in {held.name for held in shelf.models.held}
+
+
+def test_what_the_server_withdraws_while_models_are_compared_leaves_nothing_made_of_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = taught(workspace, "choose"), (taught(workspace, "choose") * np.float32(0.999)).astype(np.float32)
+    comes(workspace, 1, first)
+    shelf = comes(workspace, 2, second)
+    compared = choice.row_scores
+
+    def meanwhile(*given: object) -> list[np.ndarray]:
+        monkeypatch.undo()
+        shelf.withdraw([vector_hash(wire.pack(second))])
+        return compared(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(choice, "row_scores", meanwhile)
+    assert choose(workspace, 0.02)["personal"].number == 1
+    assert not [held.name for held in shelf.models.held if held.number == 2]
+
+
+@pytest.mark.parametrize("meanwhile", [True, False], ids=["while it is judged", "before"])
+def test_a_version_that_is_out_of_use_is_not_taken_though_it_came_last(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, *, meanwhile: bool
+) -> None:
+    version, compared = taught(workspace, "choose"), judging.row_scores
+
+    def withdraw() -> None:
+        Shelf(workspace.place).withdraw([vector_hash(wire.pack(version))])
+
+    def judged(*given: object) -> list[np.ndarray]:
+        withdraw()
+        return compared(*given)  # type: ignore[arg-type]
+
+    if meanwhile:
+        monkeypatch.setattr(judging, "row_scores", judged)
+    else:
+        withdraw()
+    for _ in range(2):
+        assert comes(workspace, 1, version).models.held == ()
+    assert [event for event, _ in events(workspace)] == (["version accepted"] if meanwhile else [])
 
 
 def test_a_version_is_judged_once_and_after_a_crash_at_the_next_start(workspace: Workspace) -> None:

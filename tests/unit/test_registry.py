@@ -204,6 +204,16 @@ def test_a_withdrawn_version_is_withdrawn_where_another_run_began_at_it_too(regi
     ]
 
 
+def test_what_is_out_of_use_is_named_newest_first_but_not_what_another_run_uses(registry: Registry) -> None:
+    for number in (1, 2, 3):
+        commit(registry, number)
+    assert registry.out_of_use(9) == []
+    registry.create_run(PLAN.model_copy(update={"name": "other"}), registry.vector("demo", 2))
+    registry.roll_back(run(registry), 0, VECTORS[0] / 2, 0)
+    assert registry.out_of_use(9) == [("demo", 3), ("demo", 1)]
+    assert registry.out_of_use(1) == [("demo", 3)]
+
+
 def test_failed_rounds_are_counted_a_run_and_bounded(registry: Registry) -> None:
     row = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) "
     sql(registry, f"INSERT INTO failed_rounds {row} SELECT 'demo', 1, 0, '{{}}' FROM n")

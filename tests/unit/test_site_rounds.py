@@ -14,6 +14,7 @@ import pytest
 from nexus_client import rounds as module
 from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
+from nexus_client.model_list import Gone
 from nexus_client.policy import change_policy, write_policy
 from nexus_client.record import ProtocolRecord
 from nexus_client.rounds import SiteRounds
@@ -41,7 +42,7 @@ PLAN = make_plan("abc", **QUICK)
 GROWING = make_plan("abc", **QUICK | {"name": "growing", "growth": {"candidates": ["projection"]}})
 TRIAL = len(GROWING.stages) - 1
 FIRST = wire.pack(PLAN.adapter.layout.first_vector(PLAN.adapter.seed_bytes))
-LATER, OTHER = (wire.pack(np.full(PLAN.adapter.layout.dim, value, np.float32)) for value in (0.01, 0.02))
+LATER, OTHER, NEXT = (wire.pack(np.full(PLAN.adapter.layout.dim, value, np.float32)) for value in (0.01, 0.02, 0.03))
 
 
 @pytest.fixture(scope="module")
@@ -278,37 +279,37 @@ def test_a_version_that_cannot_be_logged_is_not_kept(site: SiteRounds) -> None:
     site.consent.place.audit_file.unlink()
     site.consent.place.audit_file.mkdir()
     with pytest.raises(NexusError, match="audit log"):
-        site.handle(wire.Deliver(PLAN.hash, 1, 0, LATER))
+        site.handle(wire.Deliver(PLAN.hash, 1, 0, b"", LATER))
     site.consent.place.audit_file.rmdir()
     assert stored(site) is None
 
 
 def test_a_delivered_version_is_kept_and_answered_with_its_hash(site: SiteRounds) -> None:
-    answer = prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, LATER))
+    answer = prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, b"", LATER))
     assert answer == wire.Received(wire.model_hash(PLAN.adapter.layout, LATER))
     assert stored(site) == ("sim", 4)
 
 
 def test_after_a_withdrawal_a_version_can_be_called_back_and_nothing_new_comes(site: SiteRounds) -> None:
-    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
-    site.handle(wire.Deliver(PLAN.hash, 4, 0, OTHER))
+    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
+    site.handle(wire.Deliver(PLAN.hash, 4, 0, b"", OTHER))
     withdraw(site.consent)
     for number, vector in ((5, OTHER), (3, OTHER), (2, LATER)):
-        assert refused(site, wire.Deliver(PLAN.hash, number, 0, vector)) == "plan-withdrawn"
+        assert refused(site, wire.Deliver(PLAN.hash, number, 0, b"", vector)) == "plan-withdrawn"
     assert stored(site) == ("sim", 4)
-    site.handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
+    site.handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
     assert stored(site) == ("sim", 3)
-    site.handle(wire.Deliver(PLAN.hash, 0, 0, FIRST))
+    site.handle(wire.Deliver(PLAN.hash, 0, 0, b"", FIRST))
     assert stored(site) == ("sim", 0), "the base model's own output is always harmless"
 
 
 def test_a_log_from_before_versions_were_judged_says_what_was_here(site: SiteRounds) -> None:
-    prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, OTHER))
+    prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, b"", OTHER))
     known = {"plan": PLAN.hash.hex(), "version": 3, "sha256": vector_hash(LATER)}
     site.consent.audit.append("version accepted", **known)
     withdraw(site.consent)
-    assert refused(site, wire.Deliver(PLAN.hash, 3, 0, OTHER)) == "plan-withdrawn"
-    site.handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
+    assert refused(site, wire.Deliver(PLAN.hash, 3, 0, b"", OTHER)) == "plan-withdrawn"
+    site.handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
     assert stored(site) == ("sim", 3)
 
 
@@ -316,28 +317,79 @@ def test_what_the_server_takes_back_is_out_of_use_at_once_and_what_was_made_of_i
     shelf = Shelf(site.workspace.place)
     prepared(site)
     for number, vector in ((3, LATER), (4, OTHER)):
-        site.handle(wire.Deliver(PLAN.hash, number, 0, vector))
+        site.handle(wire.Deliver(PLAN.hash, number, 0, b"", vector))
         version = StoredAdapter.read(site.workspace.place.federated_file)
         assert version is not None
         shelf.put(version, "federated", accepted=True, reason="", chosen=True)
     own = shelf.put(version, "personal", accepted=True, reason="", chosen=True)
     alone = shelf.put(version, "alone", accepted=True, reason="")
     shelf.pin(own)
-    site.handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
+    site.handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
     models = shelf.models
     assert [held.name for held in models.held] == ["sim-3", alone]
     assert (models.in_use, models.pinned, models.gone) == ("sim-3", None, (own, "sim-4"))
-    site.handle(wire.Deliver(PLAN.hash, 0, 0, FIRST))
+    site.handle(wire.Deliver(PLAN.hash, 0, 0, b"", FIRST))
     assert (shelf.models.in_use, len(shelf.models.held)) == ("base", 1)
+
+
+def withdrawing(number: int, vector: bytes, *out: bytes) -> wire.Deliver:
+    """A delivery that names versions as out of use."""
+    return wire.Deliver(PLAN.hash, number, 0, b"".join(bytes.fromhex(vector_hash(one)) for one in out), vector)
+
+
+def shelved(site: SiteRounds, number: int, vector: bytes) -> StoredAdapter:
+    """A version came, and this site's hold-out took it."""
+    site.handle(wire.Deliver(PLAN.hash, number, 0, b"", vector))
+    version = StoredAdapter.read(site.workspace.place.federated_file)
+    assert version is not None
+    Shelf(site.workspace.place).put(version, "federated", accepted=True, reason="", chosen=True)
+    return version
+
+
+@pytest.mark.parametrize("consents", [True, False])
+def test_what_was_taken_back_while_the_site_was_away_goes_with_the_next_version(
+    site: SiteRounds, *, consents: bool
+) -> None:
+    shelf = Shelf(site.workspace.place)
+    shelved(prepared(site), 3, LATER)
+    version = shelved(site, 4, OTHER)
+    own = shelf.put(version, "personal", accepted=True, reason="", chosen=True, made_of=version)
+    alone = shelf.put(version, "alone", accepted=True, reason="")
+    shelf.pin(own)
+    if consents:
+        site.handle(withdrawing(6, NEXT, OTHER))
+        assert stored(site) == ("sim", 6)
+    else:
+        withdraw(site.consent)
+        assert refused(site, withdrawing(6, NEXT, OTHER)) == "plan-withdrawn"
+        assert stored(site) == ("sim", 4)
+    models = shelf.models
+    assert [held.name for held in models.held] == ["sim-3", alone]
+    assert (models.in_use, models.pinned, set(models.gone)) == ("sim-3", None, {own, "sim-4"})
+    assert models.why == "the server has taken back what was chosen before"
+    for kind, of in (("federated", None), ("personal", version)):
+        with pytest.raises(Gone, match="taken back by the server"):
+            shelf.put(version, kind, accepted=True, reason="", made_of=of)
+
+
+def test_what_is_sent_in_the_same_breath_is_in_use_and_what_is_named_no_more_may_come_again(site: SiteRounds) -> None:
+    shelf = Shelf(site.workspace.place)
+    shelved(prepared(site), 4, OTHER)
+    site.handle(withdrawing(4, OTHER, OTHER, LATER))
+    assert shelf.models.in_use == "sim-4"
+    site.handle(withdrawing(6, NEXT, OTHER, LATER))
+    assert shelf.models.held == ()
+    shelved(site, 4, OTHER)
+    assert shelf.models.in_use.startswith("sim-4-"), "a server that was put back to a backup has it in use again"
 
 
 def test_another_plan_of_the_same_name_calls_nothing_back(site: SiteRounds) -> None:
     shelf, version = Shelf(site.workspace.place), StoredAdapter(PLAN, 4, np.zeros(4, np.float32), Layout())
     other = make_plan("abc", name=PLAN.name, rounds=PLAN.rounds + 1, **QUICK)
     kept = shelf.put(version, "federated", accepted=True, reason="", chosen=True)
-    prepared(site, other).handle(wire.Deliver(other.hash, 1, 0, LATER))
+    prepared(site, other).handle(wire.Deliver(other.hash, 1, 0, b"", LATER))
     assert (stored(site), shelf.models.in_use) == ((PLAN.name, 1), kept)
-    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
+    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
     assert shelf.models.held == ()
 
 
@@ -353,30 +405,30 @@ def test_a_list_of_models_that_is_damaged_costs_no_round(site: SiteRounds) -> No
 def test_a_version_that_is_here_already_is_not_logged_again(site: SiteRounds) -> None:
     prepared(site)
     for _ in range(3):
-        site.handle(wire.Deliver(PLAN.hash, 3, 0, LATER))
+        site.handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
     assert [line["event"] for line in audit.read(site.consent.place.audit_file)].count("version received") == 1
 
 
 def test_a_version_beyond_the_plans_rounds_is_refused(site: SiteRounds) -> None:
     most = PLAN.protocol_plans[0].rounds
-    prepared(site).handle(wire.Deliver(PLAN.hash, most - 1, 0, LATER))
-    for message in (train(most, LATER), wire.Deliver(PLAN.hash, most, 0, LATER)):
+    prepared(site).handle(wire.Deliver(PLAN.hash, most - 1, 0, b"", LATER))
+    for message in (train(most, LATER), wire.Deliver(PLAN.hash, most, 0, b"", LATER)):
         assert refused(site, message) == "wrong-context"
 
 
 def test_a_version_of_a_plan_that_is_not_approved_is_not_taken(site: SiteRounds) -> None:
-    prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, LATER))
+    prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, b"", LATER))
     other = make_plan("abc", name="other", **QUICK)
-    assert refused(site, wire.Deliver(other.hash, 1, 0, LATER)) == "plan-not-approved"
+    assert refused(site, wire.Deliver(other.hash, 1, 0, b"", LATER)) == "plan-not-approved"
     site.handle(wire.Propose(other.canonical))
-    assert refused(site, wire.Deliver(other.hash, 1, 0, LATER)) == "plan-not-approved"
+    assert refused(site, wire.Deliver(other.hash, 1, 0, b"", LATER)) == "plan-not-approved"
     assert stored(site) == ("sim", 4)
 
 
 @pytest.mark.parametrize("vector", [LATER[:-4], LATER[:-4] + np.float32("nan").tobytes()], ids=["short", "not finite"])
 def test_a_version_that_is_no_vector_of_the_layout_is_not_kept(site: SiteRounds, vector: bytes) -> None:
     prepared(site)
-    for message in (wire.Deliver(PLAN.hash, 1, 0, vector), train(1, vector)):
+    for message in (wire.Deliver(PLAN.hash, 1, 0, b"", vector), train(1, vector)):
         assert refused(site, message) == "bad-update"
     assert stored(site) is None
 
@@ -507,7 +559,7 @@ def test_a_trial_is_not_trained_with_a_dendrite_of_the_servers_choice_or_deliver
     arm.split(GROWING.stages[TRIAL].split(trial)[1])["projection.dendrites.0.bias"][0] = 0.5
     assert refused(site, wire.TrainRound(GROWING.hash, 2, TRIAL, 1, 0, wire.pack(trial))) == "bad-version"
     for stage in (TRIAL, TRIAL + 1):
-        assert refused(site, wire.Deliver(GROWING.hash, 2, stage, trial_of(GROWING, LATER))) == "wrong-context"
+        assert refused(site, wire.Deliver(GROWING.hash, 2, stage, b"", trial_of(GROWING, LATER))) == "wrong-context"
     assert refused(site, wire.TrainRound(GROWING.hash, 2, TRIAL + 1, 1, 0, LATER)) == "wrong-context"
     assert stored(site) is None
 

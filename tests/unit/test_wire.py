@@ -14,6 +14,7 @@ from nexus_common.secagg.labels import label
 
 BYTES_32 = st.binary(min_size=32, max_size=32)
 ROUND = st.integers(0, 2**31 - 1)
+HASHES = st.lists(BYTES_32, max_size=3, unique=True).map(b"".join)
 MESSAGES = st.one_of(
     st.builds(wire.Prepare, st.binary()),
     st.builds(wire.Readiness, st.sampled_from([wire.READY, wire.PREPARING])),
@@ -22,7 +23,7 @@ MESSAGES = st.one_of(
     st.builds(wire.Ask, BYTES_32, ROUND, st.binary(max_size=70), st.binary(max_size=70)),
     st.builds(wire.Say, st.binary(max_size=70)),
     st.builds(wire.Masked, st.binary()),
-    st.builds(wire.Deliver, BYTES_32, ROUND, ROUND, st.binary()),
+    st.builds(wire.Deliver, BYTES_32, ROUND, ROUND, HASHES, st.binary()),
     st.builds(wire.Received, BYTES_32),
     st.builds(wire.Propose, st.binary(max_size=70)),
     st.builds(
@@ -120,6 +121,16 @@ def test_a_round_out_of_range_is_malformed(number: int) -> None:
 @pytest.mark.parametrize("length", [0, 31, 33])
 def test_a_hash_has_32_bytes(length: int) -> None:
     assert refusal_of(wire.Parcel("received", {"model": bytes(length)})) == "malformed"
+
+
+HASH_LIST = b"".join(number.to_bytes(32) for number in range(wire.MOST_WITHDRAWN + 1))
+
+
+@pytest.mark.parametrize("bad", [b"1", bytes(31), bytes(33), bytes(64), HASH_LIST], ids=len)
+def test_a_list_of_hashes_is_whole_short_and_without_repeats(bad: bytes) -> None:
+    delivered = wire.encode(wire.Deliver(RUN, 1, 0, HASH_LIST[32:], VECTOR))
+    assert isinstance(wire.decode(delivered), wire.Deliver)
+    assert refusal_of(dataclasses.replace(delivered, fields={**delivered.fields, "withdrawn": bad})) == "malformed"
 
 
 def test_a_field_has_at_most_a_mebibyte() -> None:
