@@ -68,6 +68,8 @@ MIGRATIONS: Final = (
     CREATE TABLE rejections (run TEXT NOT NULL REFERENCES runs(name), version INTEGER NOT NULL, votes REAL NOT NULL,
         sites INTEGER NOT NULL, back_to INTEGER, stopped INTEGER NOT NULL, at REAL NOT NULL) STRICT;
     """,
+    # What another run would begin at: in a trial another vector than the version's own.
+    "ALTER TABLE versions ADD COLUMN control TEXT;",
 )
 
 

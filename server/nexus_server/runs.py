@@ -24,12 +24,13 @@ from nexus_server.sums import Sums, write_figures, write_rejection
 from nexus_server.vectors import VectorFiles
 
 _DESCENDANT: Final = """
-    SELECT own.run FROM versions own JOIN versions their ON own.hash = their.hash AND own.run <> their.run
+    SELECT own.run FROM versions own JOIN versions their
+    ON own.hash = coalesce(their.control, their.hash) AND own.run <> their.run
     WHERE their.state = ? AND own.state <> ? AND own.cohort = '[]' LIMIT 1"""
 """A run that began at a withdrawn version of another one."""
 _OUT: Final = """
-    SELECT run, number FROM versions WHERE state IN (?, ?)
-    AND hash NOT IN (SELECT hash FROM versions WHERE state = ?) ORDER BY created DESC, number DESC LIMIT ?"""
+    SELECT run, number FROM versions WHERE state IN (?, ?) AND coalesce(control, hash) NOT IN
+    (SELECT coalesce(control, hash) FROM versions WHERE state = ?) ORDER BY created DESC, number DESC LIMIT ?"""
 
 
 class Runs(Sums):
@@ -97,10 +98,12 @@ class Runs(Sums):
         False, and nothing is kept, where a rollback or withdrawal came first: the round began from what is no more.
         """
         version, state = self._versions.store({"vector": vector}), self._optimisers.store(optimiser)
+        form = run.plan.stages[stage]
+        control = VectorFiles.name({"vector": form.control(vector)}) if form.is_trial else None
         with self.transaction() as db:
             if not _trainable(db, run):
                 return False
-            made = _version(run.plan.name, run.round + 1, version, stage)
+            made = _version(run.plan.name, run.round + 1, version, stage) | {"control": control}
             insert(db, "versions", made | {"cohort": json.dumps(cohort), "seconds": seconds, "bytes_up": bytes_up})
             db.execute("UPDATE runs SET optimiser = ? WHERE name = ?", (state, run.plan.name))
             write_figures(db, run.plan.name, run.round, reported)
@@ -176,21 +179,6 @@ class Runs(Sums):
         """Run and number of the newest versions that are out of use, and in use in no run under another number."""
         rows = self.rows(_OUT, WITHDRAWN, ROLLED_BACK, MADE, most)
         return [(row["run"], row["number"]) for row in rows]
-
-    def note_failed_round(self, run: str, number: int, reasons: dict[str, str]) -> None:
-        """Keep why a round came to nothing; the newest thousand are kept."""
-        with self.transaction() as db:
-            db.execute("INSERT INTO failed_rounds VALUES (?, ?, ?, ?)", (run, number, time.time(), json.dumps(reasons)))
-            db.execute("DELETE FROM failed_rounds WHERE rowid <= (SELECT max(rowid) - 1000 FROM failed_rounds)")
-
-    def failed_rounds(self, run: str) -> int:
-        """How many rounds of a run came to nothing."""
-        return int(self.rows("SELECT count(*) AS failed FROM failed_rounds WHERE run = ?", run)[0]["failed"])
-
-    def failures(self, run: str) -> list[tuple[float, dict[str, str]]]:
-        """When and why, by site, rounds of a run came to nothing, the oldest first; a site "" is the round itself."""
-        rows = self.rows("SELECT at, reasons FROM failed_rounds WHERE run = ? ORDER BY rowid", run)
-        return [(row["at"], json.loads(row["reasons"])) for row in rows]
 
     def spent(self, run: Run) -> bool:
         """Whether sites have given all masked inputs that a run's plan allows, failed rounds included."""

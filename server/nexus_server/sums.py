@@ -1,5 +1,6 @@
-"""What the database keeps of secure aggregation: epochs, the sum that is being opened, what cohorts report."""
+"""What the database keeps of rounds: epochs, the sum that is being opened, what cohorts report, and failures."""
 
+import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ _FIELDS: Final = ("adverts", "slot", "model_hash", "message", "masked")
 
 
 class Sums(Database):
-    """Epochs, openings and figures."""
+    """Epochs, openings, figures and failures."""
 
     def next_epoch(self, protocol_plan: bytes) -> int:
         """A number above all before it, on disk before it is used: a restored server does not fall behind its sites."""
@@ -88,6 +89,21 @@ class Sums(Database):
         """A version was voted down that no other goes before."""
         with self.transaction() as db:
             write_rejection(db, rejection, reported)
+
+    def note_failed_round(self, run: str, number: int, reasons: dict[str, str]) -> None:
+        """Keep why a round came to nothing; the newest thousand are kept."""
+        with self.transaction() as db:
+            db.execute("INSERT INTO failed_rounds VALUES (?, ?, ?, ?)", (run, number, time.time(), json.dumps(reasons)))
+            db.execute("DELETE FROM failed_rounds WHERE rowid <= (SELECT max(rowid) - 1000 FROM failed_rounds)")
+
+    def failed_rounds(self, run: str) -> int:
+        """How many rounds of a run came to nothing."""
+        return int(self.rows("SELECT count(*) AS failed FROM failed_rounds WHERE run = ?", run)[0]["failed"])
+
+    def failures(self, run: str) -> list[tuple[float, dict[str, str]]]:
+        """When and why, by site, rounds of a run came to nothing, the oldest first; a site "" is the round itself."""
+        rows = self.rows("SELECT at, reasons FROM failed_rounds WHERE run = ? ORDER BY rowid", run)
+        return [(row["at"], json.loads(row["reasons"])) for row in rows]
 
 
 def write_rejection(db: sqlite3.Connection, rejection: Rejection, reported: Sequence[Mapping[str, Reported]]) -> None:

@@ -16,7 +16,7 @@ from nexus_server.admin_models import ModelAdministration
 from nexus_server.exchange import SMALL_TRIP_SECONDS, GridExchange
 from nexus_server.lineage import line
 from nexus_server.rebuild import adopt
-from nexus_server.records import MADE, MIDPOINT, RUNNING, STOPPED
+from nexus_server.records import MADE, MIDPOINT, RUNNING, STOPPED, WITHDRAWN
 
 from tests.federation.staged import FIVE, Site, Staged, die
 from tests.federation.test_masked import POINTS
@@ -179,6 +179,20 @@ def test_a_rollback_into_a_trial_ends_it_and_it_may_be_tried_again(tmp_path: Pat
         federation.turns(federation.state != "finished")
     assert [trial.winner for trial in trials_of(federation)] == [1]
     assert stages(federation)[-1] == 1
+
+
+def test_a_run_that_began_at_the_control_of_a_trial_goes_with_it(tmp_path: Path) -> None:
+    federation = growing(tmp_path, rounds=16)
+    federation.turns(TRIAL.start + 1)
+    registry, number = federation.registry, federation.round
+    run = registry.run("sim")
+    assert run is not None
+    assert run.form.is_trial
+    _, control = registry.adapter(run, number)
+    registry.create_run(federation.plan.model_copy(update={"name": "later"}), control, state=STOPPED)
+    registry.withdraw("sim", number, number)
+    assert [version.state for version in registry.versions("later")] == [WITHDRAWN]
+    assert registry.out_of_use(1) == [("later", 0)]
 
 
 @pytest.mark.parametrize("to", [TRIAL.start - 1, TRIAL.start, TRIAL.stop - 1])
