@@ -6,6 +6,7 @@ under a client.  Model files are written before the list that names them, so a c
 """
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from nexus_common import wire
+from nexus_common.audit import AuditLog
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
 from nexus_common.plan import Plan
@@ -23,15 +25,20 @@ from pydantic import ValidationError
 from nexus_client.model_list import BASE, Gone, Held, Kind, Models
 from nexus_client.site import SiteHome
 
+log = logging.getLogger(__name__)
 DIGITS: Final = 16
 
 
 class Shelf:
-    """All of a site's models; each change is one new ``models.json``, whichever process makes it."""
+    """All of a site's models; each change is one new ``models.json``, whichever process makes it.
+
+    The audit log says what was chosen and why, and what the server has taken back.
+    """
 
     def __init__(self, place: SiteHome) -> None:
         self.folder = place.state / "models"
         self.file = self.folder / "models.json"
+        self._log = AuditLog(place.audit_file)
 
     @property
     def models(self) -> Models:
@@ -120,7 +127,7 @@ class Shelf:
         if not any(held.of(plan) and held.number > above for held in self.models.held):
             return
         with self._alone():
-            self._write(lambda old: old.called_back(plan, above))
+            self._remove(lambda old: old.called_back(plan, above))
 
     def withdraw(self, hashes: Sequence[str]) -> None:
         """Take versions out of use, and what was made of them, for as long as the server names them.
@@ -131,7 +138,7 @@ class Shelf:
         digests = tuple(sorted(one[:DIGITS] for one in hashes))
         if digests != self.models.withdrawn:
             with self._alone():
-                self._write(lambda old: old.without_withdrawn(digests))
+                self._remove(lambda old: old.without_withdrawn(digests))
 
     def require(self, name: str) -> str:
         """The name, where it is held; else Gone or NexusError."""
@@ -145,8 +152,27 @@ class Shelf:
         """Where a model's numbers lie."""
         return self.folder / f"{name}.safetensors"
 
+    def _remove(self, change: Callable[[Models], Models]) -> None:
+        """Done before it is logged, since it must not wait for the log."""
+        before, models = self.models, change(self.models)
+        self._replace(models)
+        if names := [held.name for held in before.held if not models.named(held.name)]:
+            log.warning("the server has taken back %s; in use: %s", ", ".join(names), models.in_use)
+            self._log.append("models taken back", models=names, in_use=models.in_use)
+        self._note_choice(before, models)
+
     def _write(self, change: Callable[[Models], Models]) -> None:
         models = change(self.models)
+        self._note_choice(self.models, models)
+        self._replace(models)
+
+    def _note_choice(self, before: Models, models: Models) -> None:
+        """What a person pins the log says as ``use``, and who it was."""
+        if models.chosen != before.chosen:
+            chosen = {"model": models.chosen, "before": before.chosen, "reason": models.why}
+            self._log.append("model chosen", **chosen, in_use=models.in_use)
+
+    def _replace(self, models: Models) -> None:
         write_durably(self.file, models.model_dump_json().encode())
         wanted = {self.file_of(one.name) for one in models.held}
         for file in set(self.folder.glob("*.safetensors")) - wanted:

@@ -25,6 +25,7 @@ from nexus_client.split import side
 from nexus_client.status import status
 from nexus_client.workspace import Workspace
 from nexus_common import audit, wire
+from nexus_common.errors import NexusError
 from nexus_common.layout import WIDTH, Layout, Vector
 from nexus_common.stages import grown
 from nexus_common.versions import StoredAdapter, vector_hash
@@ -111,7 +112,7 @@ def comes(workspace: Workspace, number: int, vector: Vector, *, judged: bool = T
 
 
 def events(workspace: Workspace) -> list[tuple[str, int]]:
-    return [(e["event"], e["version"]) for e in audit.read(workspace.place.audit_file)]
+    return [(e["event"], e["version"]) for e in audit.read(workspace.place.audit_file) if "version" in e]
 
 
 def test_a_version_that_the_hold_out_likes_is_used_and_one_that_it_does_not_is_not(workspace: Workspace) -> None:
@@ -128,6 +129,39 @@ def test_a_version_that_the_hold_out_likes_is_used_and_one_that_it_does_not_is_n
     held = shelf.models.named("winter-2")
     assert held is not None
     assert not held.accepted
+
+
+def test_the_log_says_what_came_into_use_why_and_what_was_taken_back(workspace: Workspace) -> None:
+    comes(workspace, 1, taught(workspace, "choose"))
+    shelf = comes(workspace, 2, taught(workspace, "choose", "judge"))
+    reason, path = shelf.models.why, workspace.place.audit_file
+    shelf.pin("winter-2")
+    comes(workspace, 1, taught(workspace, "choose"))
+    told = [line for line in audit.read(path) if line["event"] in ("model chosen", "models taken back")]
+    facts = [{name: line[name] for name in line if name not in ("n", "at", "previous")} for line in told]
+    assert [(one.get("before"), one.get("model"), one["in_use"]) for one in facts] == [
+        (BASE, "winter-1", "winter-1"), ("winter-1", "winter-2", "winter-2"), (None, None, "winter-1"),
+        ("winter-2", "winter-1", "winter-1"),
+    ]  # fmt: skip
+    assert (facts[1]["reason"], facts[2]["models"]) == (reason, ["winter-2"])
+    assert facts[3]["reason"] == "the server has taken back what was chosen before"
+
+
+def test_nothing_is_chosen_that_cannot_be_logged_but_what_is_taken_back_goes_all_the_same(
+    workspace: Workspace,
+) -> None:
+    shelf = comes(workspace, 1, taught(workspace, "choose"))
+    workspace.place.audit_file.unlink()
+    workspace.place.audit_file.mkdir()
+    try:
+        with pytest.raises(NexusError, match="audit log"):
+            shelf.choose(BASE)
+        assert shelf.models.in_use == "winter-1"
+        with pytest.raises(NexusError, match="audit log"):
+            shelf.call_back(PLAN, 0)
+        assert shelf.models.held == ()
+    finally:
+        workspace.place.audit_file.rmdir()
 
 
 def test_what_is_worse_than_what_is_in_use_is_refused_though_it_beats_the_base_model(workspace: Workspace) -> None:

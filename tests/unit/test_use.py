@@ -93,7 +93,7 @@ def test_what_is_not_here_is_named_with_what_is(
     error = capsys.readouterr().err
     assert told in error
     assert "here are: base, winter-5, winter-6, personal-" in error
-    assert not place.audit_file.exists()
+    assert "use" not in {line["event"] for line in audit.read(place.audit_file)}
 
 
 def test_status_loads_no_torch() -> None:
