@@ -54,7 +54,7 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
 
     What is chosen now stays a candidate, and personal models are made of the newest version that the hold-out took:
     one that it refused drives nothing good away.  What was trained is trained again only where version or rows have
-    changed.  ``on_step`` hears each training step and may raise to put it off.
+    changed.  ``on_step`` hears each training step and each batch of texts, and may raise to put it off.
     """
     shelf, received = Shelf(workspace.place), StoredAdapter.read(workspace.place.federated_file)
     federated = newest(shelf, "federated", workspace.base_hash)
@@ -73,10 +73,10 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
             if known and known.trained_on == made_of:
                 rivals = [(known.layout, known.vector)]
             else:
-                readied, site = workspace.ready(taken.recipe), workspace.place.site
+                readied, site = workspace.ready(taken.recipe, on_step), workspace.place.site
                 rivals = list(candidates(site, readied, taken, alone, on_step, workspace.layer))
     adapters = [(one.layout, one.vector) for one in names.values()]
-    base, *found_scores = row_scores(workspace, workspace.choosing_part, [None, *adapters, *rivals])
+    base, *found_scores = row_scores(workspace, workspace.choosing_part, [None, *adapters, *rivals], on_step)
     scores, of_rivals = dict(zip(names, found_scores, strict=False)), found_scores[len(names) :]
     if taken and rivals:
         at = int(np.argmax([rows.mean() for rows in of_rivals])) if len(base) else 0

@@ -37,18 +37,23 @@ class Encoder:
         self._model: SentenceTransformer | None = None
 
     def fill(self, texts: Sequence[str], *, tokens: Sequence[str], progress: Progress = lambda *_: None) -> None:
-        """Make sure that ``texts`` have pooled vectors and ``tokens`` (a part of them) token states."""
+        """Make sure that ``texts`` have pooled vectors and ``tokens`` (a part of them) token states.
+
+        ``progress`` may raise to end it; what was done until then is kept.
+        """
         both = dict.fromkeys(self.cache.missing(TOKENS, tokens))
         pooled = [text for text in self.cache.missing(POOLED, texts) if text not in both]
         done, total = 0, len(both) + len(pooled)
-        for wanted, keep_tokens in ((list(both), True), (pooled, False)):
-            for batch, states, vectors in self._encode(wanted):
-                if keep_tokens:
-                    self.cache.put(TOKENS, list(zip(batch, states, strict=True)))
-                self.cache.put(POOLED, list(zip(batch, vectors, strict=True)))
-                done += len(batch)
-                progress(done, total)
-        self.release()
+        try:
+            for wanted, keep_tokens in ((list(both), True), (pooled, False)):
+                for batch, states, vectors in self._encode(wanted):
+                    if keep_tokens:
+                        self.cache.put(TOKENS, list(zip(batch, states, strict=True)))
+                    self.cache.put(POOLED, list(zip(batch, vectors, strict=True)))
+                    done += len(batch)
+                    progress(done, total)
+        finally:
+            self.release()
 
     def token_batches(self, texts: Sequence[str]) -> Iterator[tuple[list[str], Tensor, Tensor]]:
         """(texts, states, mask) in small batches of similar length: from the cache, else encoded and not stored."""

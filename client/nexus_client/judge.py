@@ -14,6 +14,7 @@ from nexus_common.report import QualityLine
 from numpy.typing import NDArray
 
 from nexus_client.agent_api import Example
+from nexus_client.embed import Progress
 from nexus_client.evaluate import (
     Difference,
     Floats,
@@ -46,14 +47,20 @@ class Scores:
 
 
 def row_scores(
-    workspace: Workspace, tasks: Sequence[Task], adapters: Sequence[tuple[Layout, Vector] | None]
+    workspace: Workspace,
+    tasks: Sequence[Task],
+    adapters: Sequence[tuple[Layout, Vector] | None],
+    progress: Progress = lambda *_: None,
 ) -> list[Floats]:
-    """Each model's score of each question (nDCG@10) and scored pair (its part of Spearman's), [n]; None is the base."""
+    """Each model's score of each question (nDCG@10) and scored pair (its part of Spearman's), [n]; None is the base.
+
+    ``progress`` hears each batch of texts, and may raise to put it off.
+    """
     if not tasks:
         return [np.empty(0) for _ in adapters]
     numbers = texts_of(tasks)
-    embedded = iter(workspace.embed([adapter for adapter in adapters if adapter is not None], numbers))
-    vectors = (workspace.base_vectors(numbers) if adapter is None else next(embedded) for adapter in adapters)
+    embedded = iter(workspace.embed([adapter for adapter in adapters if adapter is not None], numbers, progress))
+    vectors = (workspace.base_vectors(numbers, progress) if adapter is None else next(embedded) for adapter in adapters)
     return [_rows(tasks, numbers, each) for each in vectors]
 
 

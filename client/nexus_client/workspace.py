@@ -141,8 +141,13 @@ class Workspace:
             self.encoder.fill(texts, tokens=tokens, progress=progress)
             return Readied(tasks, held_out, CachedStates(cache, texts))
 
-    def embed(self, adapters: Sequence[tuple[Layout, Vector]], numbers: Ids) -> list[NDArray[np.float32]]:
-        """The texts of these numbers under each adapter, [n, 384] of length 1; each text is encoded once at most."""
+    def embed(
+        self, adapters: Sequence[tuple[Layout, Vector]], numbers: Ids, progress: Progress = lambda *_: None
+    ) -> list[NDArray[np.float32]]:
+        """The texts of these numbers under each adapter, [n, 384] of length 1; each text is encoded once at most.
+
+        ``progress`` hears each batch of texts, and may raise to end it.
+        """
         device = best_device()
         models = [DendriticAdapter(layout).load_vector(vector).to(device).eval() for layout, vector in adapters]
         pooling = [i for i, model in enumerate(models) if model.salience is not None]
@@ -151,24 +156,29 @@ class Workspace:
         place = {text: i for i, text in enumerate(texts)}
         out = [np.empty((len(texts), WIDTH), np.float32) for _ in models]
         with self._lock, torch.inference_mode():
-            for batch, states, mask in self.encoder.token_batches(texts) if pooling else ():
-                rows = [place[text] for text in batch]
-                for i in pooling:
-                    out[i][rows] = models[i](states.to(device), mask.to(device)).cpu().numpy()
+            try:
+                done = 0
+                for batch, states, mask in self.encoder.token_batches(texts) if pooling else ():
+                    progress(done, len(texts))
+                    done += len(batch)
+                    rows = [place[text] for text in batch]
+                    for i in pooling:
+                        out[i][rows] = models[i](states.to(device), mask.to(device)).cpu().numpy()
+            finally:
+                self.encoder.release()
             if projecting:
-                self.encoder.fill(texts, tokens=())
+                self.encoder.fill(texts, tokens=(), progress=progress)
             for at in range(0, len(texts), PROJECT_ROWS) if projecting else ():
                 part = torch.from_numpy(self.encoder.cache.pooled(texts[at : at + PROJECT_ROWS])).to(device)
                 for i in projecting:
                     out[i][at : at + PROJECT_ROWS] = models[i](part).cpu().numpy()
-            self.encoder.release()
         return out
 
-    def base_vectors(self, numbers: Ids) -> NDArray[np.float32]:
+    def base_vectors(self, numbers: Ids, progress: Progress = lambda *_: None) -> NDArray[np.float32]:
         """The same texts under the base model."""
         texts = [self.material.texts.items[number] for number in numbers]
         with self._lock:
-            self.encoder.fill(texts, tokens=())
+            self.encoder.fill(texts, tokens=(), progress=progress)
             return self.encoder.cache.pooled(texts)
 
 

@@ -1,6 +1,7 @@
 """What becomes of a version at a site: taken where its hold-out says so, also after a crash; then the choice."""
 
 import json
+import math
 import shutil
 import threading
 import time
@@ -400,6 +401,34 @@ def test_an_idle_site_chooses_and_a_round_puts_it_off(workspace: Workspace, monk
 
     monkeypatch.setattr(judging, "choose", never)
     made.choose()
+
+
+def test_judging_waits_while_a_round_trains_and_gives_way_but_not_for_ever(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked, shelf = [math.inf], comes(workspace, 1, taught(workspace, "choose"), judged=False)
+    made = Judging(workspace, Consent(workspace.place), lambda: worked[0], threading.Lock())
+    with pytest.raises(judging._Busy):
+        made._judge()
+    worked[0] = time.time()
+    compared = judging.row_scores
+
+    def a_round_begins(*given: Any) -> list[np.ndarray]:
+        worked[0] = math.inf
+        return compared(*given)
+
+    monkeypatch.setattr(judging, "row_scores", a_round_begins)
+    workspace.encoder.cache.keep_only(pooled=[], tokens=[])  # or there is nothing to encode
+    with pytest.raises(judging._Busy):
+        made._judge()
+    assert (shelf.models.held, made._unjudged) == ((), True)
+    monkeypatch.setattr(judging, "PATIENCE_SECONDS", 0.0)
+    made._judge()
+    assert [held.name for held in shelf.models.held] == ["winter-1"]
+    monkeypatch.setattr(judging, "PATIENCE_SECONDS", 600.0)
+    comes(workspace, 2, taught(workspace, "choose", "judge"), judged=False)
+    with pytest.raises(judging._Busy):
+        made._judge()
 
 
 def test_a_fault_of_judging_ends_neither_the_thread_nor_the_agent(
