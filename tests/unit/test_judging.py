@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nexus_client import choice, judging
-from nexus_client.choice import NOTHING, best_of, choose
+from nexus_client.choice import NOTHING, best_of, choose, made_for
 from nexus_client.consent import Consent
 from nexus_client.judging import Judging, judge_newest
 from nexus_client.material import RankingTask, Task
@@ -194,6 +194,7 @@ def test_versions_that_are_refused_drive_no_good_one_away(workspace: Workspace) 
     shelf = comes(workspace, 1, taught(workspace, "choose"))
     rng = np.random.default_rng(0)
     for number in range(2, 7):
+        shelf.choose(BASE)  # that it is in use shall not be what keeps it
         comes(workspace, number, (blind() + rng.normal(scale=1e-4, size=LAYOUT.dim)).astype(np.float32))
         choose(workspace, 0.02)
         chosen = shelf.models.named(shelf.models.in_use)
@@ -221,9 +222,11 @@ def test_what_is_called_back_while_models_are_compared_stays_away(
         return compared(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(choice, "row_scores", meanwhile)
-    choose(workspace, 0.02)
+    personal = choose(workspace, 0.02)["personal"]
     assert not [held.name for held in shelf.models.held if held.number == 2]
-    assert shelf.models.in_use in {held.name for held in shelf.models.held}
+    assert personal.number == 1, "it is all done again without it"
+    first = shelf.load("winter-1")
+    assert shelf.models.chosen_for == made_for(workspace, first), "and so is the choice"
 
 
 def test_what_the_server_withdraws_while_models_are_compared_leaves_nothing_made_of_it(
