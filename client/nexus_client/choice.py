@@ -96,7 +96,7 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
             shelf.accept(best.name, best.reason)
         if (newer := StoredAdapter.read(workspace.place.federated_file)) is not None:
             call_back(shelf, newer)
-        shelf.choose(best.name, best.reason, made_for(workspace, federated))
+        shelf.choose(best.name, best.reason, made_for(workspace, federated, max_loss))
     except Gone:  # the server has taken it back while all were compared
         return choose(workspace, max_loss, on_step)
     return models
@@ -123,10 +123,10 @@ def newest(shelf: Shelf, kind: Kind, base_hash: str, *, accepted: bool = False) 
     return found if found and found.recipe.base_model == base_hash else None
 
 
-def made_for(workspace: Workspace, federated: StoredAdapter | None) -> str:
+def made_for(workspace: Workspace, federated: StoredAdapter | None, max_loss: float) -> str:
     """What a choice rests on: it is made again only where that has changed."""
     version = "" if federated is None else federated.plan.hash.hex() + _hash(federated)
-    return hashlib.sha256(f"{workspace.fingerprint} {version}".encode()).hexdigest()
+    return hashlib.sha256(f"{workspace.fingerprint} {version} {max_loss!r}".encode()).hexdigest()
 
 
 def _made_of(workspace: Workspace, *adapters: StoredAdapter) -> str:

@@ -94,14 +94,15 @@ class Judging:
             raise _Busy
 
     def choose(self) -> None:
-        """Compare all models, where version or rows have changed since that was done."""
+        """Compare all models, where version, rows or policy have changed since that was done."""
         if not self._alone.acquire(blocking=False):
             return  # ``evaluate`` does it
         try:
             federated = newest(self.shelf, "federated", self.workspace.base_hash)
-            if federated is None or self.shelf.models.chosen_for == made_for(self.workspace, federated):
+            max_loss = self.consent.policy.max_loss
+            if federated is None or self.shelf.models.chosen_for == made_for(self.workspace, federated, max_loss):
                 return
-            choose(self.workspace, self.consent.policy.max_loss, self._on_step)
+            choose(self.workspace, max_loss, self._on_step)
             models = self.shelf.models
             log.info("chosen: %s (%s)", models.chosen, models.why)
         finally:

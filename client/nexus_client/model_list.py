@@ -48,7 +48,7 @@ class Models(Settings):
     """``models.json``.  ``chosen``: what the hold-out likes best; ``pinned``: what a person wants in its place;
     ``served``: what ``nexus`` means to clients, which changes only when a person says so; ``gone``: held before;
     ``withdrawn``: digests of versions that the server says are out of use.
-    ``why`` was it chosen, and ``chosen_for`` names the rows and version that all models were last compared on.
+    ``why`` was it chosen, and ``chosen_for`` names the rows, version and policy of the last comparison.
     """
 
     held: tuple[Held, ...] = ()

@@ -226,7 +226,7 @@ def test_what_is_called_back_while_models_are_compared_stays_away(
     assert not [held.name for held in shelf.models.held if held.number == 2]
     assert personal.number == 1, "it is all done again without it"
     first = shelf.load("winter-1")
-    assert shelf.models.chosen_for == made_for(workspace, first), "and so is the choice"
+    assert shelf.models.chosen_for == made_for(workspace, first, 0.02), "and so is the choice"
 
 
 def test_what_the_server_withdraws_while_models_are_compared_leaves_nothing_made_of_it(
@@ -399,11 +399,13 @@ def test_an_idle_site_chooses_and_a_round_puts_it_off(workspace: Workspace, monk
     assert any(held.kind == "personal" for held in shelf.models.held)
     assert shelf.models.chosen_for
 
-    def never(*_: Any) -> None:
-        raise AssertionError("the choice was made already")
-
-    monkeypatch.setattr(judging, "choose", never)
+    again: list[float] = []
+    monkeypatch.setattr(judging, "choose", lambda _, max_loss, on_step: again.append(max_loss))
     made.choose()
+    assert again == [], "the choice was made already"
+    change_policy(workspace.place.policy_file, max_loss=0.5)
+    made.choose()
+    assert again == [0.5], "a changed policy makes it anew"
 
 
 def test_judging_waits_while_a_round_trains_and_gives_way_but_not_for_ever(
