@@ -130,15 +130,15 @@ class Rejection:
     at: float
 
     def __str__(self) -> str:
-        told = (
-            f"version {self.version} was taken back: the votes of {self.sites} sites on it add up to {self.votes:+.0f}"
+        told = f"the votes of {self.sites} sites on it add up to {self.votes:+.0f}"
+        remedy = (
+            f"find out what spoils it (`nexus-server report {self.run}`; perhaps a plan without a site), or let it go "
+            f"on with `nexus-server train {self.run}`"
         )
         if self.back_to is None:
-            return f"{told}; there is no version before it, so the run has stopped"
-        told += f"; version {self.back_to} is in use"
-        if not self.stopped:
-            return told
-        return (
-            f"{told}; it was not the first time, so the run has stopped: find out what spoils it (`nexus-server report "
-            f"{self.run}`; perhaps a plan without a site), or let it go on with `nexus-server train {self.run}`"
-        )
+            return (
+                f"version {self.version} was voted down: {told}; there is none before it to go back to, so it stays in "
+                f"use and the run has stopped: {remedy}"
+            )
+        told = f"version {self.version} was taken back: {told}; version {self.back_to} is in use"
+        return f"{told}; it was not the first time, so the run has stopped: {remedy}" if self.stopped else told

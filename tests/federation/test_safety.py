@@ -190,6 +190,19 @@ def test_a_run_that_goes_back_to_the_same_version_again_stops_and_a_person_lets_
     assert federation.registry.in_use("sim") == federation.registry.versions("sim")[-1].number
 
 
+def test_where_nothing_goes_before_what_is_voted_down_it_stays_in_use_and_the_run_stops(tmp_path: Path) -> None:
+    federation = federation_of(tmp_path, set())
+    for site in federation.sites.values():
+        site.report = lambda *_: {"score": 0.5, "vote": -1.0}  # type: ignore[method-assign]
+    federation.turns(2)
+    assert (federation.state, states(federation), federation.registry.in_use("sim")) == (STOPPED, [MADE], 0)
+    (rejection,) = federation.registry.rejections("sim")
+    assert str(rejection).startswith(
+        "version 0 was voted down: the votes of 4 sites on it add up to -4; there is none before it to go back to, so "
+        "it stays in use and the run has stopped: find out what spoils it"
+    )
+
+
 def test_the_third_time_a_run_stops_whichever_version_it_goes_back_to(tmp_path: Path) -> None:
     federation = federation_of(tmp_path, {1})
     for number in (90, 91):
