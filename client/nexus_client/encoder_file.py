@@ -18,6 +18,7 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "int8")
 INPUTS: Final = ("input_ids", "attention_mask")
 OUTPUTS: Final = ("token_embeddings", "base_embedding")
 MOST_TOKENS: Final = 512  # positions that the base model has
+MAKING: Final = "making"  # and the process's number begin the name of what is not whole yet
 
 
 def encoder_file(base: Path, folder: Path, precision: Precision) -> Path:
@@ -26,6 +27,7 @@ def encoder_file(base: Path, folder: Path, precision: Precision) -> Path:
     ``folder`` belongs to this base model alone (its name holds the base model's hash).
     """
     wanted = folder / f"encoder-{precision}.onnx"
+    _sweep(folder)
     if wanted.exists():
         return wanted
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -39,6 +41,24 @@ def encoder_file(base: Path, folder: Path, precision: Precision) -> Path:
         last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
         raise NexusError(f"the base model {base} could not be written as {wanted.name}: {last}")
     return wanted
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left of files in the making."""
+    for file in folder.glob(f"{MAKING}.*"):
+        process = file.name.split(".")[1]
+        if process.isdecimal() and not _is_alive(int(process)):
+            file.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # of another account
+    return True
 
 
 def _graph(base: Path, file: Path) -> None:
@@ -83,7 +103,7 @@ def _quantised(graph: Path, file: Path) -> None:
 
 def make(base: Path, folder: Path) -> None:
     """Write both files, each whole or not at all."""
-    beside = {precision: folder / f"making.{os.getpid()}.{precision}.onnx" for precision in PRECISIONS}
+    beside = {precision: folder / f"{MAKING}.{os.getpid()}.{precision}.onnx" for precision in PRECISIONS}
     try:
         _graph(base, beside["fp32"])
         _quantised(beside["fp32"], beside["int8"])

@@ -1,5 +1,6 @@
 """The frozen encoder and the adapter without torch: the same numbers as with it, in a process that has none."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,17 @@ def test_a_damaged_graph_is_named(tmp_path: Path) -> None:
     (tmp_path / "encoder-int8.onnx").write_bytes(b"no graph")
     with pytest.raises(NexusError, match=r"encoder-int8\.onnx cannot be read .* it is made again"):
         LightEncoder(tmp_path / "encoder-int8.onnx", default_base(), 1)
+
+
+def test_what_a_killed_process_left_in_the_making_goes_and_what_another_one_makes_stays(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    left = [tmp_path / f"making.{killed.pid}.{end}.onnx" for end in ("fp32", "int8", "fp32.shaped")]
+    alive = [tmp_path / f"making.{os.getpid()}.fp32.onnx", tmp_path / "making.of.mine"]
+    for file in (*left, *alive, tmp_path / "encoder-int8.onnx"):
+        file.write_bytes(b"a graph")
+    assert encoder_file(default_base(), tmp_path, "int8").read_bytes() == b"a graph"
+    assert {*tmp_path.iterdir()} == {*alive, tmp_path / "encoder-int8.onnx"}
 
 
 def test_a_process_that_searches_or_serves_loads_no_torch() -> None:
