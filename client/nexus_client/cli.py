@@ -15,6 +15,7 @@ from rich.console import Console
 
 from nexus_client import agent_api as api
 from nexus_client import cli_bench, cli_consent, cli_export, cli_report, cli_search, cli_train, cli_use
+from nexus_client.account import act_as_owner
 from nexus_client.cli_consent import place_of
 from nexus_client.site import SiteHome
 
@@ -170,6 +171,7 @@ def evaluate(context: typer.Context) -> None:
     def here() -> api.EvaluateReport:
         from nexus_client import reports  # noqa: PLC0415
 
+        act_as_owner(place.state)
         return reports.evaluate(reports.workspace_of(place))
 
     with Console(stderr=True).status("judging (at first this also trains this site for itself, to compare) ..."):

@@ -14,6 +14,7 @@ from nexus_common.errors import NexusError
 from nexus_common.plan_page import as_html, as_markdown
 from nexus_common.plan_words import plan_words
 
+from nexus_client.account import act_as_owner
 from nexus_client.consent import Consent
 from nexus_client.privacy import epsilon
 from nexus_client.site import SiteHome
@@ -28,6 +29,13 @@ def place_of(context: typer.Context) -> SiteHome:
     """The site that a command is for."""
     given = options(context)
     return SiteHome.find(given.home, given.site)
+
+
+def place_to_write(context: typer.Context) -> SiteHome:
+    """As ``place_of``, for what writes there in this process: from now on it acts as the folder's owner."""
+    place = place_of(context)
+    act_as_owner(place.state)
+    return place
 
 
 def _consent(context: typer.Context) -> Consent:

@@ -13,7 +13,7 @@ from nexus_common.cli import show
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from nexus_client.cli_consent import place_of
+from nexus_client.cli_consent import place_to_write
 from nexus_client.site import SiteHome
 
 SNIPPET_CHARACTERS = 240
@@ -39,7 +39,7 @@ def _index(context: typer.Context, model: ModelOption = None) -> None:
     from nexus_client.index_build import building  # noqa: PLC0415
     from nexus_client.shelf import Shelf  # noqa: PLC0415
 
-    place = place_of(context)
+    place = place_to_write(context)
     asked = [Shelf(place).resolve(model)] if model else []
     with _told(place) as told, building(place, asked, on_wait=_waits) as build:
         found = build.run(told(len(build.missing)) if build.due else lambda *_: None)
@@ -71,7 +71,7 @@ def _search(
     """
     from nexus_client.search import search_site  # noqa: PLC0415
 
-    place = place_of(context)
+    place = place_to_write(context)
     with _told(place) as told:
         found = search_site(place, query, k, model, told)
     lines = [f"model: {found.model}"]
@@ -95,7 +95,7 @@ def _serve(
     \b
     Example: nexus-client serve --port 8765
     """
-    place = place_of(context)
+    place = place_to_write(context)
     logs.begin(f"%(asctime)s {place.site} %(levelname)s %(message)s")
     from nexus_client.listen import serve  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ from nexus_common.errors import NexusError
 from nexus_common.recipe import read_recipe
 from rich.console import Console
 
-from nexus_client.cli_consent import place_of
+from nexus_client.cli_consent import place_to_write
 
 
 def add_train_commands(app: typer.Typer) -> None:
@@ -35,7 +35,7 @@ def _train(
         )
     from nexus_client import reports  # noqa: PLC0415
 
-    place, quiet = place_of(context), options(context).as_json
+    place, quiet = place_to_write(context), options(context).as_json
 
     def on_round(number: int, rounds: int) -> None:
         if not quiet:

@@ -1,0 +1,84 @@
+"""Root's commands in a site's folder work as the account that it belongs to: the service can read what they leave."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nexus_client.embed import default_base
+from nexus_client.site import SiteHome
+from nexus_common.base_model import base_hash
+
+from tests.sites import make_site
+
+SERVICE = 65534
+
+
+def reaches(path: Path) -> bool:
+    """Whether every account may go there."""
+    return all(one.stat().st_mode & stat.S_IXOTH for one in (path, *path.parents))
+
+
+def interpreter() -> str | None:
+    """This Python, or one like it that every account may run."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return sys.executable if reaches(Path(sys.base_prefix)) else shutil.which(version, path="/usr/bin:/usr/local/bin")
+
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can work in another account's folder"),
+    pytest.mark.skipif(
+        not interpreter() or not all(reaches(path) for path in (Path(sys.prefix), Path(__file__).parent)),
+        reason="every account must reach the program",
+    ),
+]
+
+
+@pytest.fixture
+def place(graphs: Path) -> Iterator[SiteHome]:
+    """A site whose state folder belongs to a service's account."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        place = make_site(home, graphs)
+        (place.state / "onnx").unlink()
+        made = place.graphs(base_hash(default_base()))
+        made.mkdir(parents=True)
+        shutil.copy(graphs / "encoder-int8.onnx", made)
+        for path in (place.state, *place.state.rglob("*")):
+            os.chown(path, SERVICE, SERVICE)
+        yield place
+
+
+def run(place: SiteHome, *argv: str) -> dict[str, object]:
+    code_of_all = [path for path in sys.path if Path(path).is_dir() and reaches(Path(path))]
+    code = "import sys; from nexus_client.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [str(interpreter()), "-c", code, "--home", str(place.settings_folder.parent), "--json", *argv]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(code_of_all)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{place.state} belongs to " in done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def owners(place: SiteHome) -> set[int]:
+    return {path.lstat().st_uid for path in place.state.rglob("*")}
+
+
+def test_what_root_indexes_and_searches_belongs_to_the_service(place: SiteHome) -> None:
+    assert run(place, "index")["rows"] == 6
+    assert run(place, "search", "thorax hurts", "-k", "1")["model"] == "base"
+    assert (place.index_folder / "CURRENT").exists()
+    assert owners(place) == {SERVICE}
