@@ -94,3 +94,27 @@ def test_evaluate_and_the_sites_page_say_why_and_a_person_may_use_it_all_the_sam
     page = federation.home / "bank-a.html"
     facts = dict(federation.ask("nexus-client", "report", "--site", UNLIKE, "-o", str(page))["facts"])
     assert facts["in use"].startswith("winter-3, pinned: a person said so")
+
+
+def test_a_site_that_was_away_takes_off_what_was_withdrawn_of_an_earlier_run(federation: Federation) -> None:
+    gone, state = "winter-3", federation.home / "sites" / LIKE[0] / "state"
+    federation.ask("nexus-client", "use", gone, "--site", LIKE[0])
+    federation.train(federation.plan("spring", (*LIKE, UNLIKE), rounds=1, **RECIPE))
+    until("the run ends", lambda: federation.server_status()["state"] == "finished")
+    until(f"{LIKE[0]} has its version", lambda: federation.site_status(LIKE[0])["run"] == "spring")
+    assert federation.end(LIKE[0]) == 0
+    federation.ask("nexus-server", "models", "withdraw", "3", "--run", "winter")
+
+    def held(site: str) -> list[str]:
+        models = json.loads((federation.home / "sites" / site / "state" / "models" / "models.json").read_text())
+        return [one["name"] for one in models["held"]]
+
+    until(f"{LIKE[1]} heard of it at once", lambda: gone not in held(LIKE[1]))
+    assert gone in held(LIKE[0])
+    federation.start(LIKE[0])
+    until(f"{LIKE[0]} hears of it as it comes", lambda: gone not in held(LIKE[0]))
+    status = federation.site_status(LIKE[0])
+    assert (status["in_use"] != gone, status["pinned"], status["run"]) == (True, False, "spring")
+    (told,) = (line for line in audit.read(state / "audit.jsonl") if line["event"] == "models taken back")
+    assert gone in told["models"]
+    assert told["in_use"] != gone
