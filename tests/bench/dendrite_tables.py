@@ -203,10 +203,10 @@ def distillations(found: Found) -> str:
             cells.append(shown([last_round("dev")(result) for result in each[name]]))
             cells += [shown([r["elsewhere"][other]["dev"] for r in each[name]]) for other in SETS if other != name]
             cells.append(shown([r["elsewhere"]["general"]["mean"] for r in each[name]]))
-        rows.append([f"{weight:g}", str(len(each["stsb"])), *cells])
+        rows.append([f"{weight:g}", str(max(map(len, each.values()))), *cells])
     heads = [f"{name}: {what}" for name in RETRIEVAL
              for what in ("own", *(other for other in SETS if other != name), "STS 12-15")]  # fmt: skip
-    return table(("weight", "seeds", "STS-B, best dev", "fallen by epoch 30", *heads), rows)
+    return table(("weight", "seeds, at most", "STS-B, best dev", "fallen by epoch 30", *heads), rows)
 
 
 def noise(found: Found) -> str:
