@@ -54,10 +54,10 @@ def _sweep(folder: Path) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
     except PermissionError:
         return True  # of another account
+    except (ProcessLookupError, OverflowError):
+        return False
     return True
 
 

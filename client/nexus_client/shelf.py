@@ -139,6 +139,7 @@ class Shelf:
         if digests != self.models.withdrawn:
             with self._alone():
                 self._remove(lambda old: old.without_withdrawn(digests))
+            self._log.append("withdrawals heard", versions=len(digests))  # a line, so that ever new lists become slow
 
     def require(self, name: str) -> str:
         """The name, where it is held; else Gone or NexusError."""

@@ -88,7 +88,7 @@ class Conductor:
             return
         run = self.registry.active_run()
         if run is None:
-            self._deliver_late()
+            self._deliver_after_run()
             self._show("idle")
             self.pause(LOOK_AGAIN_SECONDS)
         elif run.state == STOPPING or self._closed(run):
@@ -97,7 +97,7 @@ class Conductor:
             log.warning("run %s stops: its plan ended on %s", run.plan.name, run.plan.end_date)
             self._end(run, STOPPED)
         elif not _in_hours(run.plan):
-            self._deliver_rolled_back(run)
+            self._deliver_in_run(run)
             self._show("resting", (), run.done + 1)
             self.pause(LOOK_AGAIN_SECONDS)
         elif self.masked.is_opening(run):
@@ -134,7 +134,7 @@ class Conductor:
         plan = run.plan
         if self.gathering.take_up(plan):
             self._closings = 0
-        self._deliver_rolled_back(run)
+        self._deliver_in_run(run)
         self.gathering.prepare(run, self.exchange.alive() & set(plan.names) & self.approvals.approved(plan))
         ready = self.gathering.ready(plan)
         missing = _others(plan, ready)
@@ -288,17 +288,17 @@ class Conductor:
         self.registry.note_failed_round(run.plan.name, run.round + 1, reasons)
         self.pause(PAUSE_AFTER_FAILURE_SECONDS)
 
-    def _deliver_late(self) -> None:
+    def _deliver_after_run(self) -> None:
         """Between runs: give the version in use to each connected site that lacks it."""
         run = self.registry.last_run()
         if run is not None and (lacking := self.delivery.lacking(run)):
             self._show("delivering", (), run.round)
             self.delivery.deliver(run, lacking)
 
-    def _deliver_rolled_back(self, run: Run) -> None:
-        """After a rollback what is in use changes at once; otherwise the version comes with the next round.
+    def _deliver_in_run(self, run: Run) -> None:
+        """In a run the version in use comes with the next round; but after a rollback at once.
 
-        But a site that was away is told at once what is out of use.
+        So does the word to a site that was away of what is out of use.
         """
         beside = self.registry.in_use(run.plan.name) != run.round
         if sites := self.delivery.lacking(run) if beside else self.delivery.untold(run):

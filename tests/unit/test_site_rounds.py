@@ -364,6 +364,8 @@ def test_what_was_taken_back_while_the_site_was_away_goes_with_the_next_version(
         assert refused(site, withdrawing(6, NEXT, OTHER)) == "plan-withdrawn"
         assert stored(site) == ("sim", 4)
     models = shelf.models
+    heard = [line["versions"] for line in audit.read(site.consent.place.audit_file) if "withdrawals" in line["event"]]
+    assert heard == [1]
     assert [held.name for held in models.held] == ["sim-3", alone]
     assert (models.in_use, models.pinned, set(models.gone)) == ("sim-3", None, {own, "sim-4"})
     assert models.why == "the server has taken back what was chosen before"
