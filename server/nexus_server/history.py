@@ -24,7 +24,7 @@ class History:
         self._stage: dict[str, int] = {}  # of a run's newest version
         self._control: dict[str, int] = {}  # the stage that a run's trial began from, while it lasts
 
-    def read_on(self, registry: Registry) -> None:
+    def catch_up(self, registry: Registry) -> None:
         """Take in what is new."""
         for row in registry.rows(_SINCE, self._read):
             self._add(row)

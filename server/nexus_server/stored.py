@@ -63,7 +63,7 @@ class Stored(Collector):
 
     def _rounds(self) -> Iterator[Metric]:
         history, (others,) = self._history, self._registry.rows(_FAILED)
-        history.read_on(self._registry)
+        history.catch_up(self._registry)
         rounds = {"committed": history.committed, **others}
         yield self._by(CounterMetricFamily, "rounds", "Rounds by outcome", "outcome", rounds)
         told = "Trials of dendrites, and what became of them"
