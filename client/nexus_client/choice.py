@@ -18,7 +18,7 @@ from nexus_client.alone import default_recipe, train_alone
 from nexus_client.evaluate import Floats
 from nexus_client.judge import row_scores
 from nexus_client.model_list import BASE, Gone, Kind
-from nexus_client.personal import OnStep, candidates
+from nexus_client.personal import TRIED, OnStep, candidates
 from nexus_client.shelf import Shelf, digest_of, name_of
 from nexus_client.taken import birth_hash
 from nexus_client.workspace import Workspace
@@ -34,13 +34,17 @@ class Best:
     reason: str
 
 
-def best_of(scores: Mapping[str, Floats], max_loss: float) -> Best:
-    """The choice among models, by their scores of the same rows; ``base`` is among them and wins ties."""
+def best_of(scores: Mapping[str, Floats], max_loss: float, picked_of: int = 1) -> Best:
+    """The choice among models, by their scores of the same rows; ``base`` is among them and wins ties.
+
+    ``picked_of`` says how many there were by these rows in all, if more than here.
+    """
     base = scores[BASE]
     if not len(base):
         return Best(BASE, NOTHING)
     rivals = {name: rows for name, rows in scores.items() if name != BASE}
-    judged = {name: compare(rows, base, max_loss, RARE_LOSS, len(rivals)) for name, rows in rivals.items()}
+    tried = max(picked_of, len(rivals), 1)
+    judged = {name: compare(rows, base, max_loss, RARE_LOSS, tried) for name, rows in rivals.items()}
     taken = [BASE, *(name for name, one in judged.items() if one.accepted)]
     best = max(taken, key=lambda name: float(scores[name].mean()))  # the first of equals
     if best != BASE:
@@ -87,10 +91,10 @@ def choose(workspace: Workspace, max_loss: float, on_step: OnStep = lambda *_: N
     try:
         for kind in ("alone", "personal"):
             if (made := models.get(kind)) is not None and shelf.models.like(digest_of(made), kind) is None:
-                judged = compare(scores[name_of(made, kind)], base, max_loss, RARE_LOSS)
-                of = taken if kind == "personal" else None
+                of, picked_of = (taken, TRIED) if kind == "personal" else (None, 1)
+                judged = compare(scores[name_of(made, kind)], base, max_loss, RARE_LOSS, picked_of)
                 shelf.put(made, kind, accepted=judged.accepted, reason=judged.against(THE_BASE), made_of=of)
-        best = best_of({BASE: base} | scores, max_loss)
+        best = best_of({BASE: base} | scores, max_loss, len(scores) + (TRIED - 1 if "personal" in models else 0))
         held_best = shelf.models.named(best.name)
         if held_best and not held_best.accepted:  # refused by the small part of the hold-out alone
             shelf.accept(best.name, best.reason)

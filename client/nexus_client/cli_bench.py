@@ -10,6 +10,7 @@ from nexus_common.cli import options, show, table
 from nexus_common.errors import NexusError
 from rich.console import Console
 
+from nexus_client.account import act_as_owner
 from nexus_client.site import SiteHome, default_base
 
 
@@ -48,6 +49,7 @@ def _bench(
         with tempfile.TemporaryDirectory() as folder:
             report = measured(default_base(), Path(folder), BASE, None, 2)
     else:
+        act_as_owner(place.state)
         settings, shelf = place.settings(), Shelf(place)
         name = shelf.models.in_use
         base = settings.base_folder

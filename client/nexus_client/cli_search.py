@@ -95,11 +95,12 @@ def _serve(
     \b
     Example: nexus-client serve --port 8765
     """
+    from nexus_client.listen import read_token, serve  # noqa: PLC0415
+
+    token = None if token_file is None else read_token(token_file)  # root may be the only one who can
     place = place_to_write(context)
     logs.begin(f"%(asctime)s {place.site} %(levelname)s %(message)s")
-    from nexus_client.listen import serve  # noqa: PLC0415
-
-    serve(place, host, port, token_file)
+    serve(place, host, port, token)
 
 
 class _Told:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from nexus_common.cli import show
 
-from nexus_client.cli_consent import place_of
+from nexus_client.cli_consent import place_to_write
 from nexus_client.consent import Consent
 from nexus_client.shelf import Shelf
 
@@ -27,7 +27,7 @@ def _use(
     \b
     Example: nexus-client use personal
     """
-    place = place_of(context)
+    place = place_to_write(context)
     shelf = Shelf(place)
     name = None if model == AUTO else shelf.resolve(model)
     Consent(place).audit.append("use", model=name or AUTO, by=by)

@@ -7,6 +7,7 @@ and hundreds of megabytes.  Nothing is ever downloaded: the base model is a loca
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -110,10 +111,13 @@ class CachedStates:
 
     def __init__(self, cache: Cache, texts: Sequence[str]) -> None:
         self._cache, self._texts = cache, texts
-        self._pooled = torch.from_numpy(cache.pooled(texts))
+
+    @cached_property
+    def _pooled(self) -> Tensor:
+        return torch.from_numpy(self._cache.pooled(self._texts))
 
     def pooled(self, numbers: Ids) -> Tensor:
-        """[n, 384]."""
+        """[n, 384]; all are read at the first call, 1.5 kB each, and training with salience may never ask."""
         return self._pooled[torch.from_numpy(numbers)]
 
     def tokens(self, numbers: Ids) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,14 @@ import hmac
 import logging
 import time
 import traceback
-import weakref
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
+from nexus_common.connection import READS_AN_ANSWER_SECONDS, Connection, bare_name
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nexus_client.openai_api import ApiError
 
@@ -27,8 +26,6 @@ MOST_BODY_BYTES: Final = 4 << 20
 MOST_BYTES_AT_ONCE: Final = 16 << 20  # bodies of all requests that are being answered
 MOST_UNREAD_BYTES: Final = 64 << 20  # answers that clients have not read yet
 BODY_SECONDS: Final = 20.0
-HEAD_SECONDS: Final = 10.0
-READS_AN_ANSWER_SECONDS: Final = 60.0
 ROUTES: Final = ("/v1/embeddings", "/v1/adapt", "/v1/models", "/search", "/healthz", "/metrics", "/")
 
 
@@ -84,7 +81,7 @@ class Guard:
     def _check(self, headers: Headers, path: str) -> None:
         if self._hosts is not None:
             origin = headers.get("origin", "").removeprefix("http://")
-            named = {_name(headers.get("host", "")), _name(origin or "localhost")}
+            named = {bare_name(headers.get("host", "")), bare_name(origin or "localhost")}
             foreign = path != "/" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
             if foreign or not named <= self._hosts:
                 raise ApiError(
@@ -94,12 +91,6 @@ class Guard:
         given = headers.get("authorization", "").removeprefix("Bearer ").encode()
         if self._token and path not in OPEN and not hmac.compare_digest(given, self._token.encode()):
             raise ApiError(401, "a bearer token is needed: Authorization: Bearer TOKEN", code="invalid_api_key")
-
-
-def _name(host: str) -> str:
-    """Without the port."""
-    head, _, port = host.lower().rpartition(":")
-    return head if head and port.isdigit() else host.lower()
 
 
 class Bodies:
@@ -153,55 +144,3 @@ class Body:
     def done(self) -> None:
         """It has been answered."""
         self._bodies.count(-self._size)
-
-
-class Connection(H11Protocol):
-    """One connection; closed where the head of a request does not come within ``HEAD_SECONDS`` of its beginning, or an
-    answer is not read within ``READS_AN_ANSWER_SECONDS``.  uvicorn has no setting for either.
-    """
-
-    _late: asyncio.TimerHandle | None = None
-    _unread: asyncio.TimerHandle | None = None
-    _open: ClassVar[weakref.WeakSet["Connection"]] = weakref.WeakSet()
-
-    @classmethod
-    def unread(cls) -> int:
-        """Bytes of answers that wait for their clients."""
-        return sum(one.transport.get_write_buffer_size() for one in cls._open)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
-        super().connection_made(transport)
-        self._open.add(self)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        """Wait for the rest of a head, from its first byte on."""
-        if self._late is None and (self.cycle is None or self.cycle.response_complete):
-            self._wait()
-        super().data_received(data)
-        if self._late is not None and self.cycle is not None and not self.cycle.response_complete:
-            self._late.cancel()
-            self._late = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more is waited for."""
-        super().connection_lost(exc)
-        self._open.discard(self)
-        for timer in (self._late, self._unread):
-            if timer is not None:
-                timer.cancel()
-
-    def on_response_complete(self) -> None:
-        """The answer is written; give the client time to read it."""
-        super().on_response_complete()
-        if self._unread is not None:
-            self._unread.cancel()
-        self._unread = self.loop.call_later(READS_AN_ANSWER_SECONDS, self._cut_off)
-
-    def _cut_off(self) -> None:
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-
-    def _wait(self) -> None:
-        self._late = self.loop.call_later(HEAD_SECONDS, self.transport.abort)

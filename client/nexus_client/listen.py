@@ -11,10 +11,10 @@ from typing import Final
 import uvicorn
 from nexus_common.address import is_loopback
 from nexus_common.base_model import base_hash
+from nexus_common.connection import HEAD_SECONDS, Connection
 from nexus_common.errors import NexusError
 from nexus_common.ports import listen
 
-from nexus_client.guard import HEAD_SECONDS, Connection
 from nexus_client.index_build import graph_of
 from nexus_client.index_updates import IndexUpdates
 from nexus_client.light import LightEncoder
@@ -39,9 +39,8 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(place: SiteHome, host: str, port: int, token_file: Path | None) -> None:
+def serve(place: SiteHome, host: str, port: int, token: str | None) -> None:
     """Answer until SIGTERM; NexusError where that cannot be."""
-    token = None if token_file is None else read_token(token_file)
     local = is_loopback(host)
     if not local and token is None:
         raise NexusError(

@@ -20,6 +20,7 @@ from nexus_client.workspace import Readied
 PULLS: Final = (0.5, 0.2)  # of the way back to the version, after each round
 ROUNDS: Final = 5
 MIXTURES: Final = (0.25, 0.5, 0.75)  # of the adapter that this site trained alone
+TRIED: Final = len(PULLS) + len(MIXTURES)  # of which one is picked
 OnStep = Callable[[int, float], None]
 
 

@@ -6,6 +6,7 @@ lie below ``DIR/SITE``.
 
 import os
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -166,11 +167,16 @@ class SiteHome:
             )
         return settings
 
+    def _free_metrics_port(self) -> int:
+        """The first that no other site of this machine names."""
+        others = self.settings_folder.parent.glob("*/site.toml")
+        texts = [file.read_bytes() for file in others if os.access(file, os.R_OK)]
+        return next(port for port in count(METRICS_PORT) if not any(b':%d"' % port in text for text in texts))
+
     def write_settings(self, server: str, data: list[Path], proxy: str | None = None) -> bool:
         """Write a commented ``site.toml``; False where there is one, which stays as it is."""
         if self.settings_file.exists():
             return False
-        others = sum(1 for _ in self.settings_folder.parent.glob("*/site.toml"))  # each needs a port of its own
         tables = "".join(f"\n[[data]]\npath = {toml_string(str(path.absolute()))}\n" for path in data)
         text = TEMPLATE.format(
             site=self.site,
@@ -178,7 +184,7 @@ class SiteHome:
             server_text=toml_string(server),
             threads=os.cpu_count() or 1,
             proxy=f"proxy = {toml_string(proxy)}" if proxy else '# proxy = "http://proxy.example:3128"   # CONNECT',
-            metrics_port=METRICS_PORT + others,
+            metrics_port=self._free_metrics_port(),
             data=tables or '\n# [[data]]\n# path = "/srv/handbook"\n',
         )
         write_durably(self.settings_file, text.encode())

@@ -53,7 +53,7 @@ class AuditLog:
         line is not on the disk, for whatever reason: nothing may be sent then.
         """
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)  # of this one open file: it keeps out threads as well as processes
                 return self._append_locked(fd, event, facts)

@@ -36,11 +36,13 @@ class AuditWatch:
 
     def _run(self) -> None:
         while True:
-            self.look()
-            time.sleep(EVERY_SECONDS if self.valid else AFTER_FAULT_SECONDS)
+            if self.look() is False:
+                time.sleep(AFTER_FAULT_SECONDS)
+                self.look()
+            time.sleep(EVERY_SECONDS)
 
-    def look(self) -> None:
-        """Verify every line, and that the log still has the head that it had the time before."""
+    def look(self) -> bool | None:
+        """Verify every line, and that the log still has the head that it had the time before; ``valid``."""
         try:
             self._head = verify(self._path, self._head).hash
             self.valid = True
@@ -48,7 +50,11 @@ class AuditWatch:
             if self.valid is not False:
                 log.error("%s", problem)
             self.valid = False
+        except OSError as problem:
+            log.error("the audit log cannot be read: %s", problem)
+            self.valid = None
         self._at = time.time()
+        return self.valid
 
     def families(self, prefix: str) -> Iterator[Metric]:
         """Whether the chain holds, and when that was found."""

@@ -6,10 +6,12 @@ machine's own names only, so that no web page can read it (DNS rebinding).  Wher
 goes on without it and says so.
 """
 
+import asyncio
 import logging
 import threading
 import time
-from typing import Any, Final
+import weakref
+from typing import Any, ClassVar, Final
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, disable_created_metrics, generate_latest
@@ -19,6 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from nexus_common.address import OFF, is_loopback, split_address
+from nexus_common.connection import Connection, bare_name
 from nexus_common.errors import NexusError
 from nexus_common.ports import listen
 
@@ -55,27 +58,39 @@ class Exposition:
             self._server.should_exit = True
 
 
+class _Bounded(Connection):
+    """At most ``MOST_CONNECTIONS`` at once, silent ones among them, until their time is over."""
+
+    _open: ClassVar[weakref.WeakSet[Connection]] = weakref.WeakSet()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Close it where there are too many."""
+        super().connection_made(transport)
+        if len(self._open) > MOST_CONNECTIONS:
+            transport.abort()
+
+
 def _serve(registry: CollectorRegistry, listener: Any, hosts: frozenset[str] | None) -> uvicorn.Server:
     async def metrics(request: Request) -> Response:
-        if hosts is not None and _name(request.headers.get("host", "")) not in hosts:
+        foreign = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if hosts is not None and (foreign or bare_name(request.headers.get("host", "")) not in hosts):
             return PlainTextResponse(f"this port answers to {', '.join(sorted(hosts))} only\n", 403)
         try:
             return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-        except (NexusError, OSError) as problem:
-            log.error("metrics cannot be read: %s", problem)
+        except Exception as fault:  # noqa: BLE001  no fault of a figure is one of the program's
+            log.error("metrics cannot be read: %s: %s", type(fault).__name__, fault)
             return PlainTextResponse("the program's log says why\n", 503)
 
     config = uvicorn.Config(
         Starlette(routes=[Route("/metrics", metrics)]),
         loop="asyncio",
-        http="h11",
+        http=_Bounded,
         ws="none",
         lifespan="off",
         proxy_headers=False,
         server_header=False,
         access_log=False,
         log_config=None,
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
@@ -84,9 +99,3 @@ def _serve(registry: CollectorRegistry, listener: Any, hosts: frozenset[str] | N
     while not server.started and thread.is_alive():
         time.sleep(0.005)
     return server
-
-
-def _name(host: str) -> str:
-    """Without the port."""
-    head, _, port = host.lower().rpartition(":")
-    return head if head and port.isdigit() else host.lower()

@@ -4,6 +4,7 @@ With it goes what is out of use.  A site that was away then, and meets the next 
 """
 
 import logging
+from typing import Final
 
 from nexus_common import wire
 from nexus_common.errors import NexusError
@@ -15,6 +16,7 @@ from nexus_server.records import Run
 from nexus_server.registry import Registry
 
 log = logging.getLogger(__name__)
+UNHEARD: Final = ("site-failed", "malformed", "unknown-message", "no-space")
 
 
 class Delivery:
@@ -84,9 +86,10 @@ class Delivery:
                 found = bytes.fromhex(vector_hash(wire.pack(self.registry.adapter(run, number)[1])))
         except NexusError as problem:
             log.error("sites that were away are not told that version %d of run %s is out: %s", number, name, problem)
+            return b""
         return self._hashes.setdefault((name, number), found)
 
 
 def _has_heard(answer: wire.Message | Failure) -> bool:
     """Whether a site knows what is out of use, whatever it says to the version that came with it."""
-    return isinstance(answer, wire.Received) or (isinstance(answer, wire.Refused) and answer.code != "site-failed")
+    return isinstance(answer, wire.Received) or (isinstance(answer, wire.Refused) and answer.code not in UNHEARD)

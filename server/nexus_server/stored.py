@@ -1,15 +1,18 @@
 """What the registry knows, as metrics: read when Prometheus asks, so that a restart loses none of it.
 
 Figures of models are of at least ``min_cohort`` sites, as ``nexus-server models`` shows them.  What is told of one site
-is when it was last heard of, which does not depend on rounds, and when its certificate ends.
+is in which five minutes it was last heard of, which rounds do not change, and when its certificate ends.
 """
 
+import logging
 import shutil
-from collections.abc import Iterator, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from cryptography import x509
 from nexus_common.audit_watch import AuditWatch
+from nexus_common.errors import NexusError
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -18,10 +21,11 @@ from nexus_server.ca import CertificateAuthority
 from nexus_server.exchange import Exchange
 from nexus_server.history import History
 from nexus_server.metrics import STEPS
-from nexus_server.records import MADE, MIDPOINT, Run
+from nexus_server.records import MADE, MIDPOINT
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
 
+log = logging.getLogger(__name__)
 _FAILED: Final = """
     SELECT (SELECT coalesce(max(rowid), 0) FROM failed_rounds) AS failed,
         (SELECT count(*) FROM rejections) AS voted_down"""
@@ -32,6 +36,7 @@ _JUDGED: Final = """
 _COHORT: Final = """
     SELECT json_array_length(cohort) AS sites FROM versions
     WHERE run = ? AND cohort <> '[]' ORDER BY number DESC LIMIT 1"""
+SEEN_SECONDS: Final = 300  # no finer: a site that trains is heard of more often than one that rests
 Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
 
 
@@ -49,17 +54,23 @@ class Stored(Collector):
     ) -> None:
         self._project, self._registry, self._authority = project, registry, authority
         self._conductor, self._exchange, self._audit, self._history = conductor, exchange, audit, History()
+        self._missing = set[Callable[[], Iterator[Metric]]]()
 
     def collect(self) -> Iterator[Metric]:
-        """All of it; what does not exist is left out, never 0."""
-        run = self._registry.active_run() or self._registry.last_run()
-        yield from self._rounds()
-        yield from self._phases()
-        if run is not None:
-            yield from self._models(run)
-        yield from self._sites()
-        yield from self._storage()
-        yield from self._audit.families("nexus_server")
+        """All of it; what does not exist is left out, never 0, and so is what cannot be read, on a full disk say."""
+        yield from self._parts(self._rounds, self._phases, self._models, self._sites, self._storage, self._audited)
+
+    def _parts(self, *parts: Callable[[], Iterator[Metric]]) -> Iterator[Metric]:
+        for part in parts:
+            try:
+                found = list(part())
+            except (NexusError, OSError, sqlite3.Error) as problem:
+                if part not in self._missing:
+                    log.error("some metrics are left out: %s", problem)
+                self._missing.add(part)
+            else:
+                self._missing.discard(part)
+                yield from found
 
     def _rounds(self) -> Iterator[Metric]:
         history, (others,) = self._history, self._registry.rows(_FAILED)
@@ -78,7 +89,10 @@ class Stored(Collector):
         told = "What the server does, and since when"
         yield self._by(GaugeMetricFamily, "phase_since_timestamp_seconds", told, "phase", {phase.name: phase.since})
 
-    def _models(self, run: Run) -> Iterator[Metric]:
+    def _models(self) -> Iterator[Metric]:
+        run = self._registry.active_run() or self._registry.last_run()
+        if run is None:
+            return
         rows, name, least = self._registry.rows, run.plan.name, run.plan.min_cohort
         (judged,) = rows(_JUDGED, name, MADE, MIDPOINT, least)
         slots = {"in_use": self._registry.in_use(name), "newest": run.round, "judged": judged["number"]}
@@ -109,7 +123,7 @@ class Stored(Collector):
         for row in sites:
             ends.add_metric([f"site:{row.name}"], row.expires)
             if row.last_seen is not None:
-                seen.add_metric([row.name], row.last_seen)
+                seen.add_metric([row.name], row.last_seen // SEEN_SECONDS * SEEN_SECONDS)
         server = x509.load_pem_x509_certificates(self._authority.files.server.read_bytes())[0]
         for subject, certificate in (("ca", self._authority.certificate), ("server", server)):
             ends.add_metric([subject], certificate.not_valid_after_utc.timestamp())
@@ -122,6 +136,9 @@ class Stored(Collector):
             family = GaugeMetricFamily(f"nexus_server_storage_{name}_bytes", told, labels=["volume"])
             family.add_metric(["state"], value)
             yield family
+
+    def _audited(self) -> Iterator[Metric]:
+        return self._audit.families("nexus_server")
 
     def _one(self, name: str, told: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"nexus_server_{name}", told, labels=["project"])

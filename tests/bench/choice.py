@@ -123,7 +123,7 @@ def site_of(plan: Plan, name: str, site: str, version: StoredAdapter, tasks: lis
     on_dev = scores(name, site, "dev", adapters)
     at = int(np.argmax([rows.mean() for rows in on_dev[3:]]))
     on_dev = [*on_dev[:3], on_dev[3 + at]]
-    best = best_of(dict(zip(MODELS, on_dev, strict=True)), MAX_LOSS)
+    best = best_of(dict(zip(MODELS, on_dev, strict=True)), MAX_LOSS, len(MODELS) - 1 + len(rivals) - 1)
     on_test = scores(name, site, "test", [*adapters[:3], rivals[at]])
     rows = {model: found.tolist() for model, found in zip(MODELS, on_test, strict=True)}
     return Site(site, seed, len(on_dev[0]), best.name, at, rows)
