@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nexus_client.account import act_as_owner
 from nexus_client.embed import default_base
 from nexus_client.site import SiteHome
 from nexus_common.base_model import base_hash
+from nexus_common.errors import NexusError
 
 from tests.sites import make_site
 
@@ -75,6 +77,20 @@ def run(place: SiteHome, *argv: str) -> dict[str, object]:
 
 def owners(place: SiteHome) -> set[int]:
     return {path.lstat().st_uid for path in place.state.rglob("*")}
+
+
+def test_root_follows_no_link_in_the_place_of_the_folder(place: SiteHome) -> None:
+    place.state.rename(elsewhere := place.state.with_name("elsewhere"))
+    place.state.symlink_to(elsewhere)
+    with pytest.raises(NexusError, match="is a link"):
+        act_as_owner(place.state)
+    assert os.geteuid() == 0
+
+
+def test_a_person_s_choice_is_written_by_the_service(place: SiteHome) -> None:
+    assert run(place, "use", "base")["in_use"] == "base"
+    assert (place.state / "models").stat().st_uid == SERVICE
+    assert owners(place) == {SERVICE}
 
 
 def test_what_root_indexes_and_searches_belongs_to_the_service(place: SiteHome) -> None:

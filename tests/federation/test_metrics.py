@@ -11,6 +11,7 @@ import pytest
 from nexus_common import exposition  # noqa: F401  without its switch there are `_created` series
 from nexus_common.audit_watch import AuditWatch
 from nexus_common.enrolment import EnrolRequest
+from nexus_common.errors import NexusError
 from nexus_server.admin_api import Rollback
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.ca import CertificateAuthority, CertificateFiles
@@ -109,6 +110,31 @@ def test_failed_rounds_are_counted_beyond_those_that_are_kept(tmp_path: Path) ->
         federation.registry.note_failed_round("sim", 1, {})
     assert federation.registry.failed_rounds("sim") == 1000
     assert watched['rounds_total{outcome="failed"}'] == 1003
+
+
+def test_when_a_site_was_heard_of_is_told_too_coarsely_to_show_its_rounds(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    enrol(federation.registry, NAMES)
+    watched, name = Watched(federation, tmp_path), 'site_last_seen_timestamp_seconds{site="bank-a"}'
+    told = []
+    for at in (3000.0, 3001.5, 3299.9, 3300.0):
+        federation.registry.note_seen({"bank-a": at})
+        told.append(watched[name])
+    assert told == [3000, 3000, 3000, 3300]
+
+
+def test_what_cannot_be_read_is_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(Federation(tmp_path / "a", plan_of(NAMES)), tmp_path)
+    assert watched['rounds_total{outcome="committed"}'] == 0
+
+    def full(*_: object) -> None:
+        raise NexusError("the disk is full")
+
+    monkeypatch.setattr(watched.federation.registry, "rows", full)
+    assert watched['rounds_total{outcome="committed"}'] is None
+    assert watched['storage_free_bytes{volume="state"}'] is not None
+    monkeypatch.undo()
+    assert watched['rounds_total{outcome="committed"}'] == 0
 
 
 def test_who_is_lost_or_refuses_is_counted_and_not_named(tmp_path: Path) -> None:

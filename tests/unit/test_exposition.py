@@ -2,13 +2,15 @@
 
 import logging
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
+from nexus_common import connection
 from nexus_common.errors import NexusError
-from nexus_common.exposition import Exposition
+from nexus_common.exposition import MOST_CONNECTIONS, Exposition
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.registry import Collector
 
@@ -28,6 +30,23 @@ def exposed(registry: CollectorRegistry | None = None, host: str = "127.0.0.1") 
 
 def get(port: int, path: str = "/metrics", **headers: str) -> httpx.Response:
     return httpx.get(f"http://127.0.0.1:{port}{path}", headers=headers, trust_env=False)
+
+
+def test_silent_and_surplus_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 1.0)
+    with exposed() as (_, port), ExitStack() as open_ones:
+        for _ in range(MOST_CONNECTIONS):
+            open_ones.enter_context(socket.create_connection(("127.0.0.1", port)))
+        with pytest.raises(httpx.TransportError):
+            get(port)
+        time.sleep(1.5)
+        assert get(port).status_code == 200
+
+
+def test_another_web_page_gets_no_answer() -> None:
+    with exposed() as (_, port):
+        assert get(port, **{"Sec-Fetch-Site": "cross-site"}).status_code == 403
+        assert get(port, **{"Sec-Fetch-Site": "none"}).status_code == 200
 
 
 def test_metrics_are_served_in_prometheus_text_and_nothing_else_is() -> None:
