@@ -31,12 +31,10 @@ class ModelAdministration:
 
     def models(self, _: Nothing) -> api.VersionList:
         """All versions."""
+        versions = self.registry.versions()  # first: a round may be committed before the lines below are read
         of_run = {run.plan.name: version_lines(self.registry, run) for run in self.registry.all_runs()}
         return api.VersionList(
-            versions=[
-                api.NumberedVersion(run=v.run, hash=v.hash, **dict(of_run[v.run][v.number]))
-                for v in self.registry.versions()
-            ],
+            versions=[api.NumberedVersion(run=v.run, hash=v.hash, **dict(of_run[v.run][v.number])) for v in versions],
             notes=tuple(
                 f"run {run.plan.name}: {rejection}"
                 for run in reversed(self.registry.all_runs())

@@ -1,16 +1,20 @@
 """The round logic over an in-process Grid with the wire codec on: the same code as in a deployment."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from nexus_common.audit import AuditLog
 from nexus_common.plan import Plan
+from nexus_common.rpc import Nothing
 from nexus_common.versions import trained_from
+from nexus_server import admin_models
 from nexus_server.pauses import FIRST_SECONDS
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING
 from nexus_server.registry import Registry
 from nexus_server.rounds import Conductor
+from nexus_server.run_report import version_lines
 
 from tests.federation.sim import Liar, SimGrid, SimSite
 from tests.plans import make_plan
@@ -204,3 +208,18 @@ def test_a_fault_in_a_versions_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
     with pytest.raises(Exception, match="was changed"):
         federation.registry.vector("sim", 1)
+
+
+def test_versions_can_be_listed_in_the_instant_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES))
+    federation.turns(1)
+
+    def while_a_round_is_committed(*given: Any) -> Any:
+        found = version_lines(*given)
+        federation.turns(1)
+        return found
+
+    monkeypatch.setattr(admin_models, "version_lines", while_a_round_is_committed)
+    models = admin_models.ModelAdministration(federation.registry, federation.conductor, federation.audit)
+    assert [one.number for one in models.models(Nothing()).versions] == [0, 1]
+    assert [one.number for one in models.models(Nothing()).versions] == [0, 1, 2]
