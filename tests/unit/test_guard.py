@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 from nexus_client import guard
-from nexus_client.guard import Bodies, Connection
+from nexus_client.guard import Bodies
 from nexus_client.openai_api import ApiError
+from nexus_common import connection
+from nexus_common.connection import Connection
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +25,7 @@ ASK = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A server of long answers, whose clients have a second to read one."""
-    monkeypatch.setattr(guard, "READS_AN_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "READS_AN_ANSWER_SECONDS", 1.0)
 
     async def answer(_: Request) -> Response:
         return Response(ANSWER)
