@@ -11,7 +11,7 @@ from typing import Final
 import uvicorn
 from nexus_common.address import is_loopback
 from nexus_common.base_model import base_hash
-from nexus_common.connection import HEAD_SECONDS, Connection
+from nexus_common.connection import HEAD_SECONDS, UVICORN, Connection
 from nexus_common.errors import NexusError
 from nexus_common.ports import listen
 
@@ -60,17 +60,12 @@ def serve(place: SiteHome, host: str, port: int, token: str | None) -> None:
     server = Server(
         uvicorn.Config(
             service.app(token, hosts),
-            loop="asyncio",
             http=Connection,
-            ws="none",
             lifespan="on",
-            proxy_headers=False,
-            server_header=False,
-            access_log=False,
-            log_config=None,
             timeout_keep_alive=int(HEAD_SECONDS),
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=STOP_WITHIN_SECONDS,
+            **UVICORN,
         )
     )
     log.info("%s is served at http://%s:%d, model %s", place.site, shown, listener.getsockname()[1],

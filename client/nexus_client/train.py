@@ -131,15 +131,15 @@ def step_loss(
     """The loss of one step: a batch of one task, drawn by its rows; and how far the adapter moves some of all texts."""
     odds = np.array([size(task) for task in tasks], float)
     task = tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))]
-    loss = task_loss(learner, task, settings, rng)
-    if (weight := distillation(task, settings)) == 0:
-        return loss
-    return loss + weight * moved(learner, texts, rng)
+    return task_loss(learner, task, settings, rng) + distillation(learner, task, texts, settings, rng)
 
 
-def distillation(task: Task, settings: LocalSettings) -> float:
-    """The weight of ``moved`` beside a task's loss; less beside the loss of scored pairs, which is much smaller."""
-    return settings.distillation * (1.0 if isinstance(task, RankingTask) else SCORED_SHARE)
+def distillation(
+    learner: Learner, task: Task, texts: Ids, settings: LocalSettings, rng: np.random.Generator
+) -> Tensor | float:
+    """What distillation adds to a task's loss; less to the loss of scored pairs, which is much smaller."""
+    weight = settings.distillation * (1.0 if isinstance(task, RankingTask) else SCORED_SHARE)
+    return weight * moved(learner, texts, rng) if weight else 0.0
 
 
 def moved(learner: Learner, texts: Ids, rng: np.random.Generator) -> Tensor:

@@ -1,13 +1,22 @@
-"""HTTP connections at a local port, bounded in time: what uvicorn has no setting for."""
+"""HTTP at our ports: what uvicorn is told at all of them, and connections that are bounded in time, which it cannot."""
 
 import asyncio
 import weakref
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS: Final = 10.0
 READS_AN_ANSWER_SECONDS: Final = 60.0
+UVICORN: Final[dict[str, Any]] = {
+    "loop": "asyncio",
+    "ws": "none",
+    "proxy_headers": False,
+    "server_header": False,
+    "access_log": False,
+    "log_config": None,
+}
+"""What all our ports tell uvicorn: nothing but HTTP, believe no header about who asks, say and log nothing of it."""
 
 
 def bare_name(host: str) -> str:

@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from nexus_common.address import OFF, is_loopback, split_address
-from nexus_common.connection import Connection, bare_name
+from nexus_common.connection import UVICORN, Connection, bare_name
 from nexus_common.errors import NexusError
 from nexus_common.ports import listen
 
@@ -83,15 +83,10 @@ def _serve(registry: CollectorRegistry, listener: Any, hosts: frozenset[str] | N
 
     config = uvicorn.Config(
         Starlette(routes=[Route("/metrics", metrics)]),
-        loop="asyncio",
         http=_Bounded,
-        ws="none",
         lifespan="off",
-        proxy_headers=False,
-        server_header=False,
-        access_log=False,
-        log_config=None,
         timeout_graceful_shutdown=1,
+        **UVICORN,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="metrics", daemon=True)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 
 import uvicorn
 from fastapi import FastAPI
+from nexus_common.connection import UVICORN
 from nexus_common.errors import NexusError
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -152,19 +153,14 @@ def open_door(app: ASGIApp, host: str, port: int, context: ssl.SSLContext) -> uv
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            loop="asyncio",
             http=SiteConnection,
-            ws="none",
             lifespan="off",
-            proxy_headers=False,
-            server_header=False,
-            access_log=False,
-            log_config=None,
             timeout_keep_alive=75,
             backlog=BACKLOG,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,
             ssl_context_factory=lambda *_: context,
+            **UVICORN,
         )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="door", daemon=True)

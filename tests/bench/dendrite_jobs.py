@@ -24,6 +24,8 @@ RECORD: Final = Path(__file__).with_name("dendrites.jsonl")
 EPSILONS: Final = (math.inf, 8.0, 3.0, 1.0)
 RATES: Final = (3e-4, 1e-3, 3e-3)
 DISTILLATIONS: Final = (0.0, 0.3, 1.0, 3.0)
+CHOSEN: Final = {"salience rate": "salience_learning_rate", "distillation": "distillation"}
+"""Kinds whose part is a value of that setting."""
 SALIENCE_RATES: Final = (1e-4, 3e-4, 5e-4, 1e-3)
 SETTINGS: Final = {
     "case study": LocalSettings(dropout=0.0, learning_rate=2.5e-4, distillation=0.0),
@@ -72,11 +74,8 @@ class Job:
     def settings(self) -> LocalSettings:
         """How it trains."""
         settings = SETTINGS.get(self.kind, SETTINGS["shipped"])
-        if self.kind == "distillation":
-            return settings.model_copy(update={"distillation": float(self.part)})
-        if self.kind == "salience rate":
-            return settings.model_copy(update={"salience_learning_rate": float(self.part)})
-        return settings
+        name = CHOSEN.get(self.kind)
+        return settings.model_copy(update={name: float(self.part)}) if name else settings
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, None where nothing was, or another job under that name."""
@@ -107,8 +106,7 @@ def measured(job: Job) -> dict[str, Any]:
     if job.kind == "noise":
         epsilon, rate = map(float, job.part.split())
         return dendrite_noise.noisy(arm, epsilon, rate, job.seed)
-    chosen = ("salience rate", "distillation")
-    if job.kind in SETTINGS or (job.kind in chosen and job.set == "stsb"):
+    if job.kind in SETTINGS or (job.kind in CHOSEN and job.set == "stsb"):
         return dendrite_training.epochs(arm, job.settings, job.seed)
     return dendrite_training.rounds(
         job.set, arm, job.seed, job.settings, pooled=job.kind == "pooled",

@@ -20,7 +20,6 @@ from nexus_client.train import (
     clipped,
     distillation,
     make_optimiser,
-    moved,
     scored_loss,
     step_loss,
 )
@@ -62,9 +61,7 @@ def epochs(arm: Arm, settings: LocalSettings, seed: int, count: int = EPOCHS) ->
         order = rng.permutation(size(data.train))
         for rows in np.array_split(order, round(len(order) / settings.batch_rows)):
             loss = scored_loss(learner, data.train, rows, settings)
-            if weight := distillation(data.train, settings):
-                loss = loss + weight * moved(learner, texts, rng)
-            _step(optimiser, loss)
+            _step(optimiser, loss + distillation(learner, data.train, texts, settings, rng))
         curve.append(_look(adapter, data))
         if curve[-1]["dev"] == max(look["dev"] for look in curve):
             best = read(adapter)
