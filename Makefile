@@ -19,7 +19,7 @@ torch = $(1) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torc
 PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
-.PHONY: demo test lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice bench-serve \
+.PHONY: demo test test-ops lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice bench-serve \
         bench-speed bench-million bench-metrics chaos fuzz lock licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
@@ -27,6 +27,10 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev $(OUTSIDE)/.made
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What deploy/ ships, with the programs it is for (see .ci/run); here a test that lacks its program fails.
+test-ops: $(VENV)/.dev
+	NEXUS_OPS_NO_SKIPS=1 $(RUN) -m pytest -m ops -n 2 --dist loadfile tests/ops
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
