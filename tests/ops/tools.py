@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 NO_SKIPS = os.environ.get("NEXUS_OPS_NO_SKIPS") == "1"  # `make test-ops` sets it
 
+only_test_ops = pytest.mark.skipif(not NO_SKIPS, reason="it needs a package registry: `make test-ops` runs it")
+
 
 def tool(name: str, package: str) -> str:
     """Where a program is; without it the test that asks is skipped, with the Debian package that has it."""
