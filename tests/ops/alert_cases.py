@@ -1,0 +1,298 @@
+"""Series under which each alert fires, and such under which it does not, in promtool's notation.
+
+``3x60`` is a 3 a minute for an hour.  Time begins at 0, so a timestamp of 0 is as old as the case is long.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+SERVER: Final = {"job": "nexus-server", "instance": "s"}
+SITE: Final = {"job": "nexus-client", "instance": "c", "site": "hospital-a"}
+PROJECT: Final = {"project": "consortium"}
+DAY: Final = 86_400
+LONG: Final = "x2000"
+
+
+@dataclass(frozen=True)
+class Fires:
+    """``minutes`` after the start, with ``labels`` besides its severity."""
+
+    told: str
+    minutes: int
+    series: dict[str, str]
+    summary: str
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Not:
+    """It does not, ``minutes`` after the start."""
+
+    told: str
+    minutes: int
+    series: dict[str, str]
+
+
+def series(name: str, *labels: dict[str, str]) -> str:
+    """In Prometheus's notation."""
+    joined = {key: value for some in labels for key, value in some.items()}
+    return name + "{" + ", ".join(f'{key}="{value}"' for key, value in joined.items()) + "}"
+
+
+def of_server(name: str, **labels: str) -> str:
+    """One of the server's."""
+    return series(f"nexus_server_{name}", SERVER, labels)
+
+
+def of_site(name: str, **labels: str) -> str:
+    """One of a site's agent."""
+    return series(f"nexus_client_{name}", SITE, labels)
+
+
+def phases(least: float, most: float) -> dict[str, str]:
+    """A training phase a minute, that took between ``least`` and ``most`` seconds."""
+    bounds = (least, most, float("inf"))
+    return {
+        of_server(
+            "round_phase_duration_seconds_bucket", **PROJECT, phase="training", le=str(bound).replace("inf", "+Inf")
+        ): (f"0+{int(bound >= most)}{LONG}")
+        for bound in bounds
+    }
+
+
+SEEN = of_server("site_last_seen_timestamp_seconds", site="hospital-b")
+WAITING = of_server("phase_since_timestamp_seconds", **PROJECT, phase="waiting")
+TRAINING = of_server("phase_since_timestamp_seconds", **PROJECT, phase="training")
+SCORE = of_server("model_quality_ratio", **PROJECT, slot="in_use", metric="score")
+REFUSED = of_server("refusals_total", code="malformed")
+SITE_REFUSED = of_site("refusals_total", code="plan-ended")
+FREE, SIZE = (of_server(f"storage_{kind}_bytes", volume="state") for kind in ("free", "size"))
+FAILED, COMMITTED = (of_server("rounds_total", **PROJECT, outcome=outcome) for outcome in ("failed", "committed"))
+CONTACT, AHEAD = of_site("server_last_contact_timestamp_seconds"), of_site("clock_ahead_seconds")
+ZEROS = of_site("rounds_total", outcome="zeros")
+CERTIFICATE = of_server("certificate_expiry_timestamp_seconds", subject="site:hospital-b")
+SITE_CERTIFICATE = of_site("certificate_expiry_timestamp_seconds")
+SUBJECT = SERVER | {"subject": "site:hospital-b"}
+VALID, VERIFIED, BUILD = (
+    of_server(name) for name in ("audit_chain_valid", "audit_chain_verified_timestamp_seconds", "build_info")
+)
+SITE_VALID, SITE_VERIFIED, SITE_BUILD = (
+    of_site(name) for name in ("audit_chain_valid", "audit_chain_verified_timestamp_seconds", "build_info")
+)
+AUDIT, SITE_AUDIT = {VALID: "1" + LONG, BUILD: "1" + LONG}, {SITE_VALID: "1" + LONG, SITE_BUILD: "1" + LONG}
+UP, SITE_UP = series("up", SERVER), series("up", SITE)
+
+OF_SERVER: Final[dict[str, list[Fires | Not]]] = {
+    "NexusServerDown": [
+        Fires("it is down", 6, {UP: "0x10"}, "nexus-server at s does not answer", SERVER),
+        Not("it was down for three minutes", 6, {UP: "0x2 1x10"}),
+    ],
+    "NexusServerNotScraped": [
+        Fires(
+            "another job alone",
+            6,
+            {'up{job="x"}': "1x10"},
+            "Prometheus has no job nexus-server",
+            {"job": "nexus-server"},
+        ),
+        Not("it is scraped, and down", 6, {UP: "0x10"}),
+    ],
+    "NexusSiteSilent": [
+        Fires("silent", 22, {SEEN: "0x60"}, "hospital-b has been silent for 22m 0s", SERVER | {"site": "hospital-b"}),
+        Not("heard of a quarter of an hour ago", 15, {SEEN: "0x60"}),
+        Not("a run waits for it", 60, {SEEN: "0x60", WAITING: "600x60"}),
+    ],
+    "NexusRunWaits": [
+        Fires(
+            "for a day and five minutes",
+            1445,
+            {WAITING: "0" + LONG},
+            "the run has waited for sites for 1d 0h 5m 0s",
+            SERVER | PROJECT | {"phase": "waiting"},
+        ),
+        Not("for not quite a day", 1435, {WAITING: "0" + LONG}),
+        Not("for two nights, with a round between", 1500, {WAITING: "0x900 55000x900"}),
+    ],
+    "NexusRoundStuck": [
+        Fires(
+            "a quarter of an hour where 100 s are usual",
+            135,
+            {TRAINING: "7200" + LONG, **phases(30, 100)},
+            "a round's training has taken 15m 0s",
+            {"instance": "s", **PROJECT, "phase": "training"},
+        ),
+        Not("nine minutes", 129, {TRAINING: "7200" + LONG, **phases(30, 100)}),
+        Not("a quarter of an hour where as much is usual", 135, {TRAINING: "7200" + LONG, **phases(300, 1000)}),
+    ],
+    "NexusRoundsFail": [
+        Fires(
+            "one a minute",
+            50,
+            {FAILED: "0+1x60", COMMITTED: "5x60"},
+            "rounds fail: 50 in an hour, and none was committed",
+            {"instance": "s", **PROJECT, "outcome": "failed"},
+        ),
+        Not("and others are committed", 50, {FAILED: "0+1x60", COMMITTED: "5+1x60"}),
+        Not("one, on a new day", 50, {FAILED: "0x20 1x60", COMMITTED: "5x60"}),
+    ],
+    "NexusQualityDrop": [
+        Fires(
+            "by six points",
+            25,
+            {SCORE: "0.80x10 0.74x60"},
+            "the score of the version in use has fallen to 74%",
+            SERVER | PROJECT | {"slot": "in_use", "metric": "score"},
+        ),
+        Not("by four points", 25, {SCORE: "0.80x10 0.76x60"}),
+        Not("for five minutes", 25, {SCORE: "0.80x10 0.74x4 0.80x60"}),
+    ],
+    "NexusRefusalSpike": [
+        Fires(
+            "one a minute",
+            20,
+            {REFUSED: "0+1x30"},
+            "15 refusals with malformed in a quarter of an hour",
+            {"instance": "s", "code": "malformed"},
+        ),
+        Not("seven, and no more", 20, {REFUSED: "0+1x7 7x30"}),
+    ],
+    "NexusCertificateEnding": [
+        Fires(
+            "in 13 days",
+            61,
+            {CERTIFICATE: f"{13 * DAY}x90"},
+            "the certificate of site:hospital-b ends in 12d 22h 59m 0s",
+            SUBJECT,
+        ),
+        Not("in 15 days", 61, {CERTIFICATE: f"{15 * DAY}x90"}),
+        Not("in 2 days, which the other alert tells", 61, {CERTIFICATE: f"{2 * DAY}x90"}),
+    ],
+    "NexusCertificateEndsInDays": [
+        Fires(
+            "in 2 days",
+            61,
+            {CERTIFICATE: f"{2 * DAY}x90"},
+            "the certificate of site:hospital-b ends in 1d 22h 59m 0s",
+            SUBJECT,
+        ),
+        Not("in 4 days", 61, {CERTIFICATE: f"{4 * DAY}x90"}),
+    ],
+    "NexusDiskLow": [
+        Fires(
+            "a twelfth is free",
+            16,
+            {FREE: "1x30", SIZE: "12x30"},
+            "8.333% of the disk of the state folder is free",
+            SERVER | {"volume": "state"},
+        ),
+        Not("an eighth is free", 16, {FREE: "1x30", SIZE: "8x30"}),
+        Not("it was full for ten minutes", 16, {FREE: "0x10 4x30", SIZE: "12x40"}),
+    ],
+    "NexusAuditChainBroken": [
+        Fires("a line was changed", 7, {VALID: "1x5 0x10"}, "the server's audit log is not whole", SERVER),
+        Not("it is whole", 7, {VALID: "1x15"}),
+    ],
+    "NexusAuditNotVerified": [
+        Fires(
+            "for four hours",
+            245,
+            AUDIT | {VERIFIED: "0" + LONG},
+            "the server's audit log was not verified for hours",
+            SERVER,
+        ),
+        Fires("it cannot be read", 61, {BUILD: "1x90"}, "the server's audit log was not verified for hours", SERVER),
+        Not("for two hours", 120, AUDIT | {VERIFIED: "0" + LONG}),
+        Not("it is verified every hour", 300, AUDIT | {VERIFIED: "0+60" + LONG}),
+    ],
+}
+OF_SITE: Final[dict[str, list[Fires | Not]]] = {
+    "NexusAgentDown": [
+        Fires("it is down", 6, {SITE_UP: "0x10"}, "the agent of hospital-a does not answer", SITE),
+        Not("it was down for three minutes", 6, {SITE_UP: "0x2 1x10"}),
+    ],
+    "NexusAgentNotScraped": [
+        Fires(
+            "another job alone",
+            6,
+            {'up{job="x"}': "1x10"},
+            "Prometheus has no job nexus-client",
+            {"job": "nexus-client"},
+        ),
+        Not("it is scraped, and down", 6, {SITE_UP: "0x10"}),
+    ],
+    "NexusServerNotReached": [
+        Fires(
+            "for over a quarter of an hour",
+            22,
+            {CONTACT: "0x60", SITE_BUILD: "1x60"},
+            "hospital-a does not reach the consortium's server",
+            SITE,
+        ),
+        Fires(
+            "not since the start", 6, {SITE_BUILD: "1x60"}, "hospital-a does not reach the consortium's server", SITE
+        ),
+        Not("for a quarter of an hour", 15, {CONTACT: "0x60", SITE_BUILD: "1x60"}),
+    ],
+    "NexusSiteClockWrong": [
+        Fires("two minutes slow", 11, {AHEAD: "-120x30"}, "the clock of hospital-a is off by 2m 0s", SITE),
+        Not("half a minute fast", 11, {AHEAD: "30x30"}),
+        Not("set after five minutes", 11, {AHEAD: "120x4 0x30"}),
+    ],
+    "NexusSiteCertificateEnding": [
+        Fires(
+            "in 13 days",
+            61,
+            {SITE_CERTIFICATE: f"{13 * DAY}x90"},
+            "the certificate of hospital-a ends in 12d 22h 59m 0s",
+            SITE,
+        ),
+        Not("in 15 days", 61, {SITE_CERTIFICATE: f"{15 * DAY}x90"}),
+        Not("in 2 days, which the other alert tells", 61, {SITE_CERTIFICATE: f"{2 * DAY}x90"}),
+    ],
+    "NexusSiteCertificateEndsInDays": [
+        Fires(
+            "in 2 days",
+            61,
+            {SITE_CERTIFICATE: f"{2 * DAY}x90"},
+            "the certificate of hospital-a ends in 1d 22h 59m 0s",
+            SITE,
+        ),
+        Not("in 4 days", 61, {SITE_CERTIFICATE: f"{4 * DAY}x90"}),
+    ],
+    "NexusSiteAuditChainBroken": [
+        Fires("a line was changed", 7, {SITE_VALID: "1x5 0x10"}, "the audit log of hospital-a is not whole", SITE),
+        Not("it is whole", 7, {SITE_VALID: "1x15"}),
+    ],
+    "NexusSiteAuditNotVerified": [
+        Fires(
+            "for four hours",
+            245,
+            SITE_AUDIT | {SITE_VERIFIED: "0" + LONG},
+            "the audit log of hospital-a was not verified for hours",
+            SITE,
+        ),
+        Fires(
+            "it cannot be read",
+            61,
+            {SITE_BUILD: "1x90"},
+            "the audit log of hospital-a was not verified for hours",
+            SITE,
+        ),
+        Not("for two hours", 120, SITE_AUDIT | {SITE_VERIFIED: "0" + LONG}),
+        Not("it is verified every hour", 300, SITE_AUDIT | {SITE_VERIFIED: "0+60" + LONG}),
+    ],
+    "NexusSiteSendsZeros": [
+        Fires("once", 40, {ZEROS: "0x20 1x60"}, "training fails at hospital-a", {"site": "hospital-a"}),
+        Not("two hours ago", 200, {ZEROS: "0x20 1x300"}),
+    ],
+    "NexusSiteRefuses": [
+        Fires(
+            "one a minute",
+            20,
+            {SITE_REFUSED: "0+1x30"},
+            "hospital-a has refused 15 requests with plan-ended",
+            {"site": "hospital-a", "code": "plan-ended"},
+        ),
+        Not("seven, and no more", 20, {SITE_REFUSED: "0+1x7 7x30"}),
+    ],
+}
