@@ -13,6 +13,7 @@ from nexus_common.disk import remove_unfinished, single_process
 from nexus_common.errors import NexusError
 from nexus_common.exposition import Exposition
 from nexus_common.journal import Journal
+from nexus_common.notify import notify
 
 from nexus_client import agent_api as api
 from nexus_client import reports
@@ -139,6 +140,7 @@ class Agent:
         threading.Thread(target=self.judging.run, name="judging", daemon=True).start()
         log.info("agent of %s is up, server %s", self.place.site, self.link.address)
         self._audit_watch.start()
+        notify("READY=1")
         told = self._policy_version()
         while not stopping.wait(1.0):
             self._settle()
@@ -148,6 +150,7 @@ class Agent:
             if not link.is_alive():
                 raise NexusError("the connection's thread ended; its log says why (systemd starts the agent again)")
         log.info("stopping")
+        notify("STOPPING=1")
         started = time.monotonic()
         self.link.stop()
         link.join(STOP_WITHIN_SECONDS)

@@ -43,7 +43,7 @@ def agent(
     if context.invoked_subcommand is not None:
         return
     place = place_of(context)
-    logs.begin(f"%(asctime)s {place.site} %(levelname)s %(message)s")
+    logs.begin(place.site)
     for chatty in ("httpx", "matplotlib", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     from nexus_client.agent import Agent  # noqa: PLC0415  torch and Flower only where they are used

@@ -99,7 +99,7 @@ def _serve(
 
     token = None if token_file is None else read_token(token_file)  # root may be the only one who can
     place = place_to_write(context)
-    logs.begin(f"%(asctime)s {place.site} %(levelname)s %(message)s")
+    logs.begin(place.site)
     serve(place, host, port, token)
 
 

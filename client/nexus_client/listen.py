@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from nexus_common.address import is_loopback
 from nexus_common.base_model import base_hash
 from nexus_common.connection import HEAD_SECONDS, UVICORN, Connection
 from nexus_common.errors import NexusError
+from nexus_common.notify import notify
 from nexus_common.ports import listen
 
 from nexus_client.index_build import graph_of
@@ -29,7 +31,17 @@ STOP_WITHIN_SECONDS: Final = 3
 
 
 class Server(uvicorn.Server):
-    """Ends with code 0 on SIGTERM and SIGINT, where uvicorn would send itself the signal again."""
+    """Ends with code 0 on SIGTERM and SIGINT, where uvicorn would send itself the signal again; systemd is told."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """The port answers from here on."""
+        await super().startup(sockets)
+        notify("READY=1")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """It takes no more requests."""
+        notify("STOPPING=1")
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,16 +1,20 @@
 """A program's own log: lines on stderr that no peer can fill a disk with.
 
 Much of what is logged answers to what a peer does.  A burst is let through whole, then so many lines a second, each cut
-off; how many were left out is said in the next one.
+off; how many were left out is said in the next one.  Where stderr is the journal of systemd, each line has its level as
+sd-daemon(3) writes it, and no time of its own.
 """
 
 import logging
+import os
 import time
 from typing import Final
 
 BURST_LINES: Final = 5000
 LINES_A_SECOND: Final = 2.0  # some 30 MB a day
 MAX_CHARACTERS: Final = 2000
+STDERR: Final = 2
+PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
 class Bounded(logging.Filter):
@@ -40,8 +44,29 @@ class Bounded(logging.Filter):
         return True
 
 
-def begin(form: str) -> None:
-    """Log to stderr in this format from now on."""
+class JournalLines(logging.Formatter):
+    """Each line begins with ``<N>``, its priority; those of a traceback too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's lines."""
+        priority = f"<{PRIORITIES.get(record.levelno, 5)}>"
+        return "\n".join(priority + line for line in super().format(record).split("\n"))
+
+
+def is_journal(descriptor: int) -> bool:
+    """Whether it is the stream that JOURNAL_STREAM names by device and inode: how systemd.exec(5) tells to ask."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:  # closed
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def begin(site: str | None = None) -> None:
+    """Log to stderr from now on, as a site's program or the server's."""
+    form = f"{site} %(levelname)s %(message)s" if site else "%(levelname)s %(message)s"
     handler = logging.StreamHandler()
     handler.addFilter(Bounded())
-    logging.basicConfig(level=logging.INFO, format=form, handlers=[handler])
+    journal = is_journal(STDERR)
+    handler.setFormatter(JournalLines(form) if journal else logging.Formatter(f"%(asctime)s {form}"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

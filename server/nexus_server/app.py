@@ -17,6 +17,7 @@ from nexus_common.disk import remove_unfinished, single_process
 from nexus_common.errors import NexusError
 from nexus_common.exposition import Exposition
 from nexus_common.journal import Journal
+from nexus_common.notify import notify
 
 from nexus_server.admin import Administration
 from nexus_server.admin_api import SERVICE
@@ -89,6 +90,7 @@ class Server:
         self._rounds.start()
         self._audit_watch.start()
         log.info("nexus-server %s is ready at %s", self.settings.name, self.settings.listen)
+        notify("READY=1")
         while not self._stopping.wait(1.0):
             self._tick()
         self.close()
@@ -151,6 +153,7 @@ class Server:
     def close(self) -> None:
         """Stop taking requests; a round in progress is repeated at the next start."""
         log.info("stopping")
+        notify("STOPPING=1")
         self._stopping.set()
         self._door.should_exit = True
         self._metrics.close()

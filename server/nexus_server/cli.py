@@ -36,7 +36,7 @@ def serve(context: typer.Context, home: HomeOption = None, as_json: JsonOption =
     context.obj = Options(home, as_json)
     if context.invoked_subcommand is not None:
         return
-    logs.begin("%(asctime)s %(levelname)s %(message)s")
+    logs.begin()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from nexus_server.app import Server  # noqa: PLC0415  Flower is loaded by the process that serves, not by commands
 
