@@ -19,6 +19,7 @@ from nexus_client import agent_api as api
 from nexus_client import reports
 from nexus_client.certificate import renew
 from nexus_client.consent import Consent
+from nexus_client.data_access import data_access
 from nexus_client.judging import Judging
 from nexus_client.link import Link
 from nexus_client.metrics import Machine, Metrics
@@ -68,6 +69,7 @@ class Agent:
                 api.PreviewRequest, api.PreviewReport, lambda r: reports.preview(self.workspace, r.rows)
             ),
             "evaluate": rpc.Method(rpc.Nothing, api.EvaluateReport, self._evaluate),
+            "data_access": rpc.Method(rpc.Nothing, api.DataAccess, lambda _: data_access(self.place)),
         }
 
     def _evaluate(self, _: rpc.Nothing) -> api.EvaluateReport:

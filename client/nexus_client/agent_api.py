@@ -61,6 +61,22 @@ class CheckReport(Body):
         return not any(line.state == "fault" for line in self.lines)
 
 
+class UnreadPath(Body):
+    """A path of ``site.toml`` that the agent cannot read, and where that ends: at itself, in it, or a folder above."""
+
+    path: str
+    at: str
+    missing: bool
+
+
+class DataAccess(Body):
+    """Under which account the agent works, how many paths it was to read, and which of them it cannot."""
+
+    account: str
+    paths: int
+    unread: tuple[UnreadPath, ...]
+
+
 class PreviewRequest(Body):
     """How many sample rows."""
 

@@ -1,7 +1,7 @@
 """``nexus-client check``: everything an administrator can mend before the first round, each with its remedy.
 
-Runs in the command's own process, beside a running agent or without one.  It connects to the consortium's server and
-nowhere else, and shows counts and positions of rows, never their text.
+Runs in the command's own process, beside a running agent or without one; an agent that runs is asked what it can read.
+It connects to the consortium's server and nowhere else, and shows counts and positions of rows, never their text.
 """
 
 import datetime as dt
@@ -15,6 +15,7 @@ from nexus_common.recipe import PACKAGED_BASE
 
 from nexus_client.agent_api import CheckLine, CheckReport
 from nexus_client.check_server import check_server, line
+from nexus_client.check_service import check_service
 from nexus_client.consent import Consent
 from nexus_client.material import texts_of
 from nexus_client.policy import read_policy
@@ -40,6 +41,7 @@ def check_site(place: SiteHome) -> CheckReport:
         lambda: _base_model(workspace),
         lambda: _engine(workspace),
         lambda: _data(workspace),
+        lambda: check_service(place),
         lambda: _disk(workspace),
         lambda: _certificate(place),
         lambda: check_server(place, settings),

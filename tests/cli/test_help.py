@@ -26,6 +26,7 @@ COMMANDS = {
     client: [
         "join",
         "check",
+        "unit",
         "preview",
         "status",
         "plan",
