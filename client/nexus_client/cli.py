@@ -75,13 +75,15 @@ def join(
             raise typer.BadParameter(str(problem)) from None
     place, notes = enrol(given.home, line, given.site, data or [], proxy)
     call = _call(given, place.site)
+    service = f"\n  {call} unit --write    (for its systemd service)" if given.home is None else ""
     show(
         context,
         {"site": place.site, "settings": str(place.settings_file), "state": str(place.state)},
         f"{place.site} is enrolled; its keys were made here and stay in {place.keys}\n"
         + "".join(f"{note}\n" for note in notes)
         + f"what this site allows stands in {place.policy_file}: read it\n"
-        + f"next:\n  {call} check\n  {call} preview\n  {call}            (the agent)",
+        + f"next:\n  {call} check\n  {call} preview\n  {call}            (the agent)"
+        + service,
     )
 
 

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from nexus_common.disk import sync_folder
+from nexus_common.disk import give_away, sync_folder
 from nexus_common.errors import NexusError, Refusal
 
 TransportKey = ec.EllipticCurvePrivateKey
@@ -62,12 +62,16 @@ def new_transport_key() -> TransportKey:
 
 
 def save_key(path: Path, key: TransportKey | Ed25519PrivateKey) -> None:
-    """Write a private key, mode 0600, whole or not at all, and never over an existing one (FileExistsError)."""
+    """Write a private key, mode 0600, whole or not at all, and never over an existing one (FileExistsError).
+
+    Where root writes it, it is the folder's account's: that of the service.
+    """
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            give_away(file.fileno(), path.parent)
             file.write(pem)
             file.flush()
             os.fsync(file.fileno())

@@ -18,17 +18,16 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 def write_durably(path: Path, data: bytes) -> None:
     """Write, sync, rename, sync the folder: after a crash the file is there whole or not at all.
 
-    A file that takes the place of another has its mode, and, where root writes it, its owner.  NexusError where the
-    disk is full, and OSError for any other fault; nothing is left of what was begun.
+    A file that takes the place of another has its mode, and, where root writes it, its owner; a new one of root's is that
+    of the folder's account, for the program that works there.  NexusError where the disk is full, and OSError for any other
+    fault; nothing is left of what was begun.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             if path.exists():
-                old = path.stat()
-                os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-                if os.geteuid() == 0:
-                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            give_away(file.fileno(), path if path.exists() else path.parent)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -42,6 +41,13 @@ def write_durably(path: Path, data: bytes) -> None:
             "space"
         ) from None
     sync_folder(path.parent)
+
+
+def give_away(descriptor: int, like: Path) -> None:
+    """Where root works, a file becomes that of the account that has another file or folder."""
+    if os.geteuid() == 0:
+        owner = like.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def free_bytes(folder: Path) -> int:

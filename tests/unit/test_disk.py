@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from nexus_common.certs import new_transport_key, save_key
 from nexus_common.disk import remove_unfinished, shortage, single_process, write_durably
 from nexus_common.errors import REFUSALS, NexusError, Refusal
 
@@ -136,3 +137,13 @@ def test_too_little_space_is_said_with_numbers_and_the_remedy(tmp_path: Path) ->
     found = shortage(tmp_path, 10**18)
     assert found is not None
     assert re.match(rf"[0-9.]+ MB free in {tmp_path}, and 1000000000000.0 MB are needed; free some space there", found)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes where another account has the folder")
+def test_what_root_writes_belongs_to_the_account_that_works_in_the_folder(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65533)
+    write_durably(tmp_path / "x", b"new")
+    save_key(tmp_path / "key", new_transport_key())
+    for name in ("x", "key"):
+        assert ((tmp_path / name).stat().st_uid, (tmp_path / name).stat().st_gid) == (65534, 65533)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
