@@ -18,9 +18,9 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 def write_durably(path: Path, data: bytes) -> None:
     """Write, sync, rename, sync the folder: after a crash the file is there whole or not at all.
 
-    A file that takes the place of another has its mode, and, where root writes it, its owner; a new one of root's is that
-    of the folder's account, for the program that works there.  NexusError where the disk is full, and OSError for any other
-    fault; nothing is left of what was begun.
+    A file that takes the place of another has its mode, and, where root writes it, its owner; a new one of root's goes
+    to the account that has the folder, for the program that works there.  NexusError where the disk is full, and
+    OSError for any other fault; nothing is left of what was begun.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
