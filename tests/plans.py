@@ -1,6 +1,7 @@
 """Consortium plans for tests: made-up sites whose identity keys follow from their names, and enrolled with them."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -33,6 +34,13 @@ def plan_fields(names: Iterable[str], **settings: Any) -> dict[str, Any]:
 def make_plan(names: Iterable[str], **settings: Any) -> Plan:
     """A plan of these sites."""
     return Plan.model_validate(plan_fields(names, **settings), strict=False)
+
+
+def of_another_release(plan: Plan) -> bytes:
+    """A plan as a release wrote it that did not know distillation yet."""
+    fields = json.loads(plan.canonical)
+    del fields["local"]["distillation"]
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def enrol(registry: Registry, names: Iterable[str]) -> None:

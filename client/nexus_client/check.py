@@ -53,12 +53,16 @@ def check_site(place: SiteHome) -> CheckReport:
 
 def _policy(place: SiteHome) -> Iterator[CheckLine]:
     try:
-        policy, approved = read_policy(place.policy_file), Consent(place).approved()
+        policy, consent = read_policy(place.policy_file), Consent(place)
+        approved, outdated = consent.approved(), consent.outdated()
     except Refusal as refusal:
         yield line("policy", "fault", str(refusal), f"correct {place.policy_file}: until then nothing is allowed")
         return
     plan = f"plan {approved.name} is approved" if approved else "no plan is approved yet"
     yield line("policy", "ok", f"{place.policy_file}: {policy.participation}, {plan}")
+    if outdated:
+        told, _, remedy = outdated.partition("; ")
+        yield line("plan", "warning", told, remedy)
     if not policy.accept_no_record_privacy and policy.max_epsilon is None:
         yield line(
             "policy",

@@ -5,6 +5,7 @@ it gets there only through ``approve``, which asks a person for the twelve words
 """
 
 import datetime as dt
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ from nexus_common import certs, wire
 from nexus_common.audit import AuditLog
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError, Refusal
-from nexus_common.plan import Plan, plan_from_wire
+from nexus_common.plan import Plan, hash_of, plan_from_wire
 from nexus_common.plan_words import check_words
 
 from nexus_client.policy import Policy, read_policy, rewrite_policy
@@ -101,6 +102,22 @@ class Consent:
         for name in self.policy.approved_plans:
             if (plan := _stored(self._file(bytes.fromhex(name)))) is not None:
                 return plan
+        return None
+
+    def outdated(self) -> str | None:
+        """What a person should know of an approval that an update of NEXUS ended, by giving plans new settings.
+
+        What was approved is a plan's text, and with new settings it has another one.
+        """
+        for number in self.policy.approved_plans:
+            path = self._file(bytes.fromhex(number))
+            if _stored(path) is None and hash_of(text := _bytes(path)).hex() == number:
+                name = json.loads(text)["name"]  # it was read before it was kept, by the release of that time
+                return (
+                    f"plan {name} was approved here under another release of NEXUS, whose plans have other settings, "
+                    "so that approval ended with the update; once the server has this release too, look at the plan "
+                    f"and approve it again: `nexus-client plan show {name}`, `nexus-client plan approve {name}`"
+                )
         return None
 
     def require(self, plan: Plan) -> None:
@@ -191,10 +208,18 @@ def _is_asked(asked: str | None, name: str, number: str) -> bool:
 def _stored(path: Path) -> Plan | None:
     """A kept plan, None where there is none that can be read under its name."""
     try:
-        plan = plan_from_wire(path.read_bytes())
-    except (OSError, Refusal):
+        plan = plan_from_wire(_bytes(path))
+    except Refusal:
         return None
     return plan if plan.hash.hex() == path.stem else None
+
+
+def _bytes(path: Path) -> bytes:
+    """Nothing where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _age(path: Path) -> float:

@@ -68,7 +68,7 @@ def _days_left(path: Path) -> tuple[int | None, str | None]:
 def _standing(consent: Consent) -> dict[str, Any]:
     """What the policy says, and which plans wait for a person."""
     try:
-        policy, approved = consent.policy, consent.approved()
+        policy, approved, outdated = consent.policy, consent.approved(), consent.outdated()
     except Refusal as refusal:
         return {"problem": str(refusal)}
     known = {*policy.approved_plans, *policy.withdrawn_plans}
@@ -76,4 +76,5 @@ def _standing(consent: Consent) -> dict[str, Any]:
         "participation": policy.participation,
         "approved": approved.name if approved else None,
         "proposed": tuple(plan.name for plan in consent.proposals() if plan.hash.hex() not in known),
+        **({"problem": outdated} if outdated else {}),
     }

@@ -25,6 +25,7 @@ from nexus_common.tail import Figure, width
 
 MAX_PLAN_BYTES: Final = 128 << 10
 MAX_KEY_BYTES: Final = 1_000_000  # of all sites' keys for an epoch, in one message
+_RELEASES: Final = "a server of another release of NEXUS writes other plans than this one reads"
 MAX_NAME: Final = 48  # with the layout's number behind it, still a name of the protocol
 
 
@@ -224,7 +225,8 @@ def plan_from_wire(data: bytes) -> Plan:
     try:
         plan = Plan.model_validate_json(data)
     except ValidationError as problem:
-        raise Refusal("malformed", f"the plan has {problem.error_count()} fault(s)") from None
+        faults = f"the plan has {problem.error_count()} fault(s)"
+        raise Refusal("malformed", f"{faults}; {_RELEASES}") from None
     if plan.canonical != data:
-        raise Refusal("malformed", "the plan is not in its canonical form")
+        raise Refusal("malformed", f"the plan is not in its canonical form; {_RELEASES}")
     return plan

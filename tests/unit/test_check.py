@@ -13,11 +13,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_client.agent_api import CheckLine
 from nexus_client.check import check_site
-from nexus_client.policy import write_policy
+from nexus_client.policy import change_policy, write_policy
 from nexus_client.site import SiteHome
 from nexus_client.status import status
 from nexus_common import certs
 from nexus_common.authorities import Authorities
+from nexus_common.plan import hash_of
+
+from tests.plans import make_plan, of_another_release
 
 NOW = dt.datetime.now(dt.UTC)
 CA_KEY, SITE_KEY = certs.new_transport_key(), certs.new_transport_key()
@@ -163,6 +166,17 @@ def test_a_certificate_that_cannot_be_read_is_a_problem_of_status_and_ends_nothi
     found = status(place)
     assert found.certificate_days_left is None
     assert "site.crt cannot be read; `nexus-client check` says what to do" in (found.problem or "")
+
+
+def test_an_approval_that_an_update_ended_is_told_by_check_and_by_status(place: SiteHome) -> None:
+    old = of_another_release(make_plan("abc", name="winter"))
+    (place.state / "plans").mkdir()
+    (place.state / "plans" / f"{hash_of(old).hex()}.json").write_bytes(old)
+    change_policy(place.policy_file, approved_plans=[hash_of(old).hex()])
+    (line,) = lines(place, "plan")
+    assert (line.state, "winter was approved here under another release" in line.found) == ("warning", True)
+    assert "nexus-client plan approve winter" in (line.remedy or "")
+    assert "nexus-client plan approve winter" in (status(place).problem or "")
 
 
 def test_broken_settings_are_the_only_line(place: SiteHome) -> None:

@@ -9,10 +9,10 @@ from nexus_client.policy import change_policy, write_policy
 from nexus_client.site import SiteHome
 from nexus_common import audit, certs, wire
 from nexus_common.errors import NexusError, Refusal
-from nexus_common.plan import Plan
+from nexus_common.plan import Plan, hash_of
 from nexus_common.plan_words import plan_words
 
-from tests.plans import identity_of, make_plan
+from tests.plans import identity_of, make_plan, of_another_release
 
 
 @pytest.fixture
@@ -226,3 +226,38 @@ def test_with_a_policy_that_cannot_be_read_no_proposal_is_kept(consent: Consent)
         with pytest.raises(Refusal, match="policy-invalid"):
             consent.offer(plan(f"spam-{number}").canonical)
     assert consent.proposals() == []
+
+
+def approve_in_another_release(consent: Consent) -> None:
+    old = of_another_release(plan())
+    consent.offer(plan().canonical)
+    kept = consent.place.state / "plans" / f"{hash_of(old).hex()}.json"
+    kept.write_bytes(old)
+    change_policy(consent.place.policy_file, approved_plans=[kept.stem])
+
+
+def test_an_approval_that_an_update_ended_is_said_with_the_remedy_until_the_plan_is_approved_again(
+    consent: Consent,
+) -> None:
+    assert consent.outdated() is None
+    approve_in_another_release(consent)
+    assert consent.approved() is None
+    assert consent.standing(plan()) == (wire.PENDING, "")
+    told = consent.outdated()
+    assert told is not None
+    assert "plan first was approved here under another release" in told
+    assert "nexus-client plan approve first" in told
+    consent.approve(plan(), plan().hash.hex(), "Dr X", None)
+    assert consent.outdated() is None
+
+
+def test_a_kept_plan_that_was_changed_is_no_approval_of_another_release(consent: Consent) -> None:
+    approve_in_another_release(consent)
+    (number,) = consent.policy.approved_plans
+    (consent.place.state / "plans" / f"{number}.json").write_bytes(b"{}")
+    assert consent.outdated() is None
+
+
+def test_a_plan_from_a_server_of_another_release_is_refused_with_that_word(consent: Consent) -> None:
+    with pytest.raises(Refusal, match="another release of NEXUS"):
+        consent.offer(of_another_release(plan()))

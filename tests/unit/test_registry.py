@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nexus_common import wire
 from nexus_common.errors import NexusError
+from nexus_common.plan import hash_of
 from nexus_common.tail import Reported
 from nexus_server import database as module
 from nexus_server.database import MIGRATIONS
 from nexus_server.records import FINISHED, MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPED, STOPPING, WITHDRAWN, Run
 from nexus_server.registry import Registry
 
-from tests.plans import make_plan
+from tests.plans import make_plan, of_another_release
 
 PLAN = make_plan("abc", name="demo")
+APPROVAL = wire.Standing(wire.APPROVED, "", b"")
 VECTORS = [np.full(4, number, np.float32) for number in range(4)]
 
 
@@ -277,3 +280,20 @@ def test_figures_and_versions_from_before_growth_are_the_control_of_the_first_st
     run = new.run("demo")
     assert run is not None
     assert run.form == PLAN.stages[0]
+
+
+def test_a_plan_of_another_release_is_proposed_in_this_ones_words_and_approved_again(registry: Registry) -> None:
+    old = of_another_release(PLAN)
+    registry.propose(PLAN, wanted=True)
+    registry.note_standing(PLAN, "a", APPROVAL)
+    sql(registry, "PRAGMA foreign_keys = OFF")
+    sql(registry, "UPDATE runs SET plan = ?", old)
+    sql(registry, "UPDATE plans SET plan = ?, hash = ?", old, hash_of(old))
+    sql(registry, "UPDATE standings SET plan = ?", hash_of(old))
+    again = reopened(registry)
+    assert run(again).plan == PLAN
+    assert not again.note_standing(PLAN, "a", APPROVAL), "nobody is waited for under the new hash yet"
+    assert again.renew_plans() == ["demo"]
+    assert again.standings(PLAN) == []
+    assert again.note_standing(PLAN, "a", APPROVAL)
+    assert again.renew_plans() == []
