@@ -11,13 +11,13 @@ from typing import Final
 
 from nexus_common import wire
 from nexus_common.audit import read
-from nexus_common.errors import NexusError
+from nexus_common.errors import Refusal
 from nexus_common.plan import Plan
 from nexus_common.versions import StoredAdapter, vector_hash
 
 from nexus_client.choice import call_back
 from nexus_client.consent import Consent
-from nexus_client.shelf import Shelf
+from nexus_client.shelf import Damaged, Shelf
 from nexus_client.site import SiteHome
 from nexus_client.taken import birth_hash, check_number, check_reach, check_stage
 
@@ -38,9 +38,12 @@ class Receiving:
         check_number(plan, message.round)
         form = check_stage(plan, message.stage, alone=True)
         vector = wire.unpack(message.vector, form)
-        if not self._had(plan, message):
+        try:
             self.consent.require(plan)
             check_reach(plan, message.round, vector)
+        except Refusal:
+            if not self._had(plan, message):  # asked last: it reads the whole log
+                raise
         self.store(StoredAdapter(plan, message.round, vector, form.arms[0]))
         log.info("version %d of run %s received", message.round, plan.name)
         return wire.Received(wire.model_hash(form, message.vector))
@@ -61,23 +64,28 @@ class Receiving:
         return any((line.get("plan"), line.get("version"), line.get("sha256")) == wanted for line in lines)
 
     def store(self, version: StoredAdapter) -> None:
-        """Keep a version that was checked, unless it is what came last; it waits to be judged."""
+        """Keep a version that was checked, unless it is what came last; it waits to be judged.
+
+        What it overtakes is called back each time: the last time may have failed at that.
+        """
         there = StoredAdapter.read(self.place.federated_file)
         digest, plan = vector_hash(wire.pack(version.vector)), version.plan.hash.hex()
         held = there and (there.plan.hash.hex(), there.number, vector_hash(wire.pack(there.vector)))
-        if held == (plan, version.number, digest):
-            return
-        self.consent.audit.append("version received", plan=plan, version=version.number, sha256=digest)
-        version.write(self.place.federated_file)
+        if held != (plan, version.number, digest):
+            self.consent.audit.append("version received", plan=plan, version=version.number, sha256=digest)
+            version.write(self.place.federated_file)
+            self._on_version()
         with _list_may_be_damaged():
             call_back(Shelf(self.place), version)
-        self._on_version()
 
 
 @contextmanager
 def _list_may_be_damaged() -> Iterator[None]:
-    """Then no model of it can be used either, and the round goes on."""
+    """Then no model of it can be used either, and the round goes on.
+
+    One that cannot be written is another matter: the server must not hear that something is out of use which is not.
+    """
     try:
         yield
-    except NexusError as problem:
+    except Damaged as problem:
         log.error("%s", problem)

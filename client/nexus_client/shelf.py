@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 DIGITS: Final = 16
 
 
+class Damaged(NexusError):
+    """The list of the models cannot be read."""
+
+
 class Shelf:
     """All of a site's models; each change is one new ``models.json``, whichever process makes it.
 
@@ -42,13 +46,13 @@ class Shelf:
 
     @property
     def models(self) -> Models:
-        """What is held now; NexusError where the list cannot be read."""
+        """What is held now; Damaged where the list cannot be read."""
         try:
             return Models.model_validate_json(self.file.read_bytes())
         except FileNotFoundError:
             return Models()
         except (OSError, ValidationError) as problem:
-            raise NexusError(
+            raise Damaged(
                 f"{self.file} cannot be read ({type(problem).__name__}); delete it: versions come again from the "
                 "server, own models are trained again; `nexus-client use` says again what clients get"
             ) from None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nexus_client import receiving
 from nexus_client import rounds as module
 from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
@@ -35,6 +36,7 @@ from nexus_common.versions import StoredAdapter, trained_from, vector_hash
 from prometheus_client import generate_latest
 
 from tests.plans import identity_of, make_plan
+from tests.processes.volume import needs_root, volume
 from tests.protocol.vectors import MemoryRecord
 
 QUICK = {"adapter": {"salience": False}, "local": {"steps": 1, "batch_rows": 2}}
@@ -402,6 +404,34 @@ def test_a_list_of_models_that_is_damaged_costs_no_round(site: SiteRounds) -> No
     shelf.file.write_text("{")
     assert site.handle(train(1, LATER)) == wire.Trained(model_of(number=1, vector=LATER))
     assert stored(site) == ("sim", 1)
+
+
+@needs_root
+def test_what_cannot_be_taken_out_of_use_is_not_said_to_be(site: SiteRounds) -> None:
+    shelf = Shelf(site.workspace.place)
+    with volume(shelf.folder, 4) as disk:
+        shelved(prepared(site), 3, LATER)
+        shelved(site, 4, OTHER)
+        disk.fill()
+        for message in (withdrawing(6, NEXT, OTHER), wire.Deliver(PLAN.hash, 3, 0, b"", LATER)) * 2:
+            with pytest.raises(NexusError, match=r"models.json cannot be written .*; free some space"):
+                site.handle(message)
+        assert shelf.models.in_use == "sim-4"
+        disk.empty()
+        assert isinstance(site.handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER)), wire.Received)
+        assert shelf.models.in_use == "sim-3", "also where the version itself had come before"
+
+
+def test_the_log_is_not_searched_for_a_version_that_may_come_anyway(
+    site: SiteRounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = list[Path]()
+    monkeypatch.setattr(receiving, "read", lambda path: searched.append(path) or iter(()))
+    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
+    assert not searched
+    withdraw(site.consent)
+    assert refused(site, wire.Deliver(PLAN.hash, 4, 0, b"", OTHER)) == "plan-withdrawn"
+    assert searched
 
 
 def test_a_version_that_is_here_already_is_not_logged_again(site: SiteRounds) -> None:
