@@ -125,7 +125,13 @@ def judge_newest(workspace: Workspace, consent: Consent, progress: Progress = la
         call_back(shelf, version)
         digest = vector_hash(wire.pack(version.vector))
         short, models = digest_of(version), shelf.models
-        if digest == birth_hash(version.plan) or short in models.withdrawn or models.like(short, "federated"):
+        if digest == birth_hash(version.plan) or models.like(short, "federated"):
+            return
+        if short in models.withdrawn:
+            log.warning(
+                "version %d of run %s is not used: the server has named it as taken back, and not since as in use",
+                version.number, version.plan.name,
+            )  # fmt: skip
             return
         found = _decide(workspace, shelf, version, consent.policy.max_loss, progress)
         event = "version accepted" if found.accepted else "version refused"

@@ -457,3 +457,13 @@ def test_a_fault_of_judging_ends_neither_the_thread_nor_the_agent(
     assert len(calls) >= 3, "it is tried again"
     monkeypatch.setattr(judging, "judge_newest", lambda *_: None)
     assert thread.is_alive()
+
+
+def test_a_version_that_the_server_has_named_as_taken_back_is_not_used_and_the_log_says_so(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    vector = taught(workspace, "choose")
+    Shelf(workspace.place).withdraw([vector_hash(wire.pack(vector))])
+    shelf = comes(workspace, 1, vector)
+    assert shelf.models.held == ()
+    assert "version 1 of run winter is not used: the server has named it as taken back" in caplog.text
