@@ -123,7 +123,7 @@ class Masked:
 class Deliver:
     """To a site: the newest version, for its own use; nothing is asked.  Of a trial, that is the control alone.
 
-    ``withdrawn`` are hashes of the newest versions of all runs that are out of use, for a site that was away.
+    ``withdrawn`` are hashes of the versions of all runs that went out of use last, for a site that was away.
     """
 
     run: bytes

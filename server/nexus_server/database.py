@@ -70,6 +70,11 @@ MIGRATIONS: Final = (
     """,
     # What another run would begin at: in a trial another vector than the version's own.
     "ALTER TABLE versions ADD COLUMN control TEXT;",
+    # When a version was taken out of use; of those from before this was noted, when it was made.
+    """
+    ALTER TABLE versions ADD COLUMN out_at REAL;
+    UPDATE versions SET out_at = created WHERE state IN ('withdrawn', 'rolled back');
+    """,
 )
 
 

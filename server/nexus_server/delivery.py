@@ -72,7 +72,7 @@ class Delivery:
                 self._pauses.begin(site)
 
     def _withdrawn(self) -> bytes:
-        """Hashes of the newest versions of all runs that are out of use."""
+        """Hashes of the versions of all runs that went out of use last."""
         found = dict.fromkeys(self._hash(*one) for one in self.registry.out_of_use(wire.MOST_WITHDRAWN))
         return b"".join(found)
 

@@ -30,7 +30,8 @@ _DESCENDANT: Final = """
 """A run that began at a withdrawn version of another one."""
 _OUT: Final = """
     SELECT run, number FROM versions WHERE state IN (?, ?) AND coalesce(control, hash) NOT IN
-    (SELECT coalesce(control, hash) FROM versions WHERE state = ?) ORDER BY created DESC, number DESC LIMIT ?"""
+    (SELECT coalesce(control, hash) FROM versions WHERE state = ?)
+    ORDER BY out_at DESC, created DESC, number DESC LIMIT ?"""
 
 
 class Runs(Sums):
@@ -130,8 +131,8 @@ class Runs(Sums):
             if _newest(db, run.plan.name) != run.round or (because and not _trainable(db, run)):
                 return False
             db.execute(
-                "UPDATE versions SET state = ? WHERE run = ? AND number > ? AND state = ?",
-                (ROLLED_BACK, run.plan.name, to, MADE),
+                "UPDATE versions SET state = ?, out_at = ? WHERE run = ? AND number > ? AND state = ?",
+                (ROLLED_BACK, time.time(), run.plan.name, to, MADE),
             )
             insert(db, "versions", _version(run.plan.name, run.round + 1, vector, stage) | {"state": MIDPOINT})
             db.execute("UPDATE runs SET optimiser = NULL WHERE name = ?", (run.plan.name,))
@@ -160,12 +161,12 @@ class Runs(Sums):
         """
         with self.transaction() as db:
             if (newest := _newest(db, run)) == last:
-                change = "UPDATE versions SET state = ? WHERE run = ? AND number BETWEEN ? AND ?"
-                db.execute(change, (WITHDRAWN, run, first, last))
+                change, now = "UPDATE versions SET state = ?, out_at = ? WHERE run = ?", time.time()
+                db.execute(f"{change} AND number BETWEEN ? AND ?", (WITHDRAWN, now, run, first, last))
                 names = [run]
                 while descendant := db.execute(_DESCENDANT, (WITHDRAWN, WITHDRAWN)).fetchone():
                     names += descendant
-                    db.execute("UPDATE versions SET state = ? WHERE run = ?", (WITHDRAWN, *descendant))
+                    db.execute(change, (WITHDRAWN, now, *descendant))
                 stop = "UPDATE runs SET state = ? WHERE state = ? AND name = ?"
                 db.executemany(stop, [(STOPPING, RUNNING, name) for name in names])
         return newest
@@ -176,7 +177,7 @@ class Runs(Sums):
         return rows[0]["newest"]  # type: ignore[no-any-return]
 
     def out_of_use(self, most: int) -> list[tuple[str, int]]:
-        """Run and number of the newest versions that are out of use, and in use in no run under another number."""
+        """Run and number of the versions that went out of use last, and are in use in no run under another number."""
         rows = self.rows(_OUT, WITHDRAWN, ROLLED_BACK, MADE, most)
         return [(row["run"], row["number"]) for row in rows]
 

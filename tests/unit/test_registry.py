@@ -217,6 +217,17 @@ def test_what_is_out_of_use_is_named_newest_first_but_not_what_another_run_uses(
     assert registry.out_of_use(1) == [("demo", 3)]
 
 
+def test_what_went_out_of_use_last_is_named_first_however_old_it_is(registry: Registry) -> None:
+    commit(registry, 1)
+    for name in ("second", "third"):
+        registry.create_run(PLAN.model_copy(update={"name": name}), VECTORS[2] * len(name))
+    registry.withdraw("third", 0, 0)
+    registry.withdraw("demo", 0, 1)
+    registry.withdraw("second", 0, 0)
+    assert registry.out_of_use(9) == [("second", 0), ("demo", 1), ("demo", 0), ("third", 0)]
+    assert registry.out_of_use(1) == [("second", 0)]
+
+
 def test_failed_rounds_are_counted_a_run_and_bounded(registry: Registry) -> None:
     row = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) "
     sql(registry, f"INSERT INTO failed_rounds {row} SELECT 'demo', 1, 0, '{{}}' FROM n")
