@@ -14,7 +14,7 @@ from nexus_common.errors import NexusError
 from nexus_client.index import Generation, current_name, open_current
 from nexus_client.light_adapter import LightAdapter
 from nexus_client.light_models import light_model
-from nexus_client.model_list import BASE, Gone, Models
+from nexus_client.model_list import BASE, KINDS, Gone, Models
 from nexus_client.search import answering
 from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome
@@ -45,6 +45,9 @@ class Snapshot:
                     f"{NEXUS} means {name}, which is no longer held here, until a person says otherwise "
                     f"(`nexus-client use`){self.models.known}"
                 )
+        elif asked.startswith(f"{NEXUS}@") and wanted in KINDS:  # the next one of its kind would change the vectors
+            now = self.models.resolve(wanted)
+            raise NexusError(f"{asked} would change its vectors by itself; it is {NEXUS}@{now} now: ask for that")
         elif asked.startswith(f"{NEXUS}@"):
             name = self.models.resolve(wanted)
         else:

@@ -112,13 +112,27 @@ def test_stored_base_vectors_are_mapped_to_a_model_that_does_not_pool_anew(
         done = served.http.post("/v1/adapt", json={"model": "nexus", "input": vectors})
         assert done.json()["model"] == "nexus@winter-6"
         np.testing.assert_allclose([one["embedding"] for one in done.json()["data"]], right, atol=1e-5)
-    done = served.http.post("/v1/adapt", json={"model": "nexus@personal", "input": coded})
+    done = served.http.post("/v1/adapt", json={"model": personal(served), "input": coded})
     assert (done.status_code, done.json()["error"]["code"]) == (409, "needs_text")
     for wrong in ([[0.1] * 383], [["x"] * 384], ["!"], [3], [(2 * base[0]).tolist()], [[1e400] * 384], "x", [], [None]):
         body = json.dumps({"model": "nexus", "input": wrong}).encode()
         done = served.http.post("/v1/adapt", content=body)
         assert done.status_code == 400, wrong
         assert done.json()["error"]["param"] == "input"
+
+
+def personal(served: Serving) -> str:
+    """The whole name of the personal model, as clients ask for it."""
+    names = [one["id"] for one in served.http.get("/v1/models").json()["data"]]
+    return str(next(name for name in names if "personal" in name))
+
+
+def test_a_kind_of_model_is_no_name_since_its_vectors_would_change_under_a_client(served: Serving) -> None:
+    for route, given in (("embeddings", TEXTS[0]), ("adapt", [[1.0] + [0.0] * 383])):
+        for kind, now in (("personal", personal(served)), ("federated", "nexus@winter-6")):
+            done = served.http.post(f"/v1/{route}", json={"model": f"nexus@{kind}", "input": given})
+            assert (done.status_code, done.json()["error"]["code"]) == (404, "model_not_found")
+            assert f"it is {now} now: ask for that" in done.json()["error"]["message"]
 
 
 def test_search_says_which_model_found_what_where(served: Serving) -> None:
@@ -157,7 +171,7 @@ def test_a_swap_under_load_fails_no_request_and_mixes_nothing(tmp_path: Path, gr
         until("there is an index", served.has_index)
         answers: list[tuple[str, bytes]] = []
         failures: list[str] = []
-        over = threading.Event()
+        names, over = [f"nexus@{first}"], threading.Event()
 
         def ask(route: str) -> None:
             with httpx.Client(base_url=served.url, trust_env=False, timeout=60) as http:
@@ -165,7 +179,7 @@ def test_a_swap_under_load_fails_no_request_and_mixes_nothing(tmp_path: Path, gr
                     if route == "search":
                         done = http.get("/search", params={"q": "chest pain", "k": 1})
                     else:
-                        asked = {"input": TEXTS[0], "model": "nexus@personal", "encoding_format": "base64"}
+                        asked = {"input": TEXTS[0], "model": names[-1], "encoding_format": "base64"}
                         done = http.post("/v1/embeddings", json=asked)
                     if done.status_code != 200:
                         failures.append(done.text)
@@ -182,6 +196,7 @@ def test_a_swap_under_load_fails_no_request_and_mixes_nothing(tmp_path: Path, gr
         write_text(place, [{"text": "advice on chest pain", "label": "x"}])  # and another index
         shelf.choose(second)
         until("search follows", lambda: any(name == f"search nexus@{second}" for name, _ in answers))
+        names.append(f"nexus@{second}")
         time.sleep(1)
         over.set()
         for thread in threads:
