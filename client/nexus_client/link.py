@@ -110,7 +110,7 @@ class Link:
         self._handle = handle
         self._node: Any = None
         self._stop = threading.Event()
-        self._session = 0
+        self._session = 0  # how often ``renew`` has begun one
         self.state = "connecting"
         self.last_contact: float | None = None
         threading.Thread(target=self._heartbeats, name="heartbeat", daemon=True).start()
@@ -130,7 +130,7 @@ class Link:
             session = self._session
             try:
                 self.take_certificate()  # `join` may have renewed it
-                session = self._connect()
+                self._connect()
                 pause = FIRST_PAUSE_SECONDS
                 while not self._stop.is_set():
                     self._work_once()
@@ -163,6 +163,7 @@ class Link:
         """
         if self._node is None:
             return True  # the next connection is a new session anyway
+        self._session += 1  # before it begins: the server ends the question of the old one first, and that is no fault
         try:
             self._connect()
         except (httpx.HTTPError, ValueError) as problem:
@@ -189,14 +190,12 @@ class Link:
         except (httpx.HTTPError, ValueError) as problem:
             log.info("left without good-bye: %s", type(problem).__name__)
 
-    def _connect(self) -> int:
-        """Begin a session; its number."""
+    def _connect(self) -> None:
+        """Begin a session."""
         request = fl.ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=fl.LEASE_SECONDS)
         self._node = fl.Node(node_id=self._link.ActivateNode(request).node_id)
         self.state, self.last_contact = "connected", time.time()
         log.info("connected to %s", self.address)
-        self._session += 1
-        return self._session
 
     def _heartbeats(self) -> None:
         while not self._stop.wait(fl.HEARTBEAT_SECONDS):

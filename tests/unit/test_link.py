@@ -130,15 +130,51 @@ def test_only_a_part_may_be_large() -> None:
 def test_a_session_that_could_not_be_renewed_is_to_be_renewed_again(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone() -> int:
+    def gone() -> None:
         raise httpx.ConnectError("refused")
 
     assert link.renew(), "without a session the next connection is a new one"
     link._node = fl.Node(node_id=2)
     monkeypatch.setattr(link, "_connect", gone)
     assert not link.renew()
-    monkeypatch.setattr(link, "_connect", lambda: 1)
+    monkeypatch.setattr(link, "_connect", lambda: None)
     assert link.renew()
+
+
+def test_a_question_that_ends_for_a_new_session_is_no_fault_of_the_connection(
+    link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held, ended, again = threading.Event(), threading.Event(), threading.Event()
+
+    def pull(_: object) -> None:
+        held.set()
+        ended.wait(10)
+        request = httpx.Request("POST", "https://127.0.0.1:1")
+        raise httpx.HTTPStatusError("ended", request=request, response=httpx.Response(409, request=request))
+
+    def activate(_: object) -> object:
+        if threading.current_thread() is threading.main_thread():
+            ended.set()  # the server ends the old question, and answers this one only after
+            assert again.wait(10)
+        elif ended.is_set():
+            ended.clear()
+            again.set()
+        return fl.Node(node_id=2)
+
+    monkeypatch.setattr(link, "take_certificate", lambda: None)
+    monkeypatch.setattr(link._link, "PullMessages", pull)
+    monkeypatch.setattr(link._link, "ActivateNode", activate)
+    monkeypatch.setattr(link._link, "DeactivateNode", lambda _: ended.set())
+    thread = threading.Thread(target=link.run, daemon=True)
+    with caplog.at_level(logging.WARNING):
+        thread.start()
+        assert held.wait(10)
+        assert link.renew()
+        link.stop()
+        thread.join(10)
+    assert not thread.is_alive()
+    assert caplog.text == ""
+    assert link._metrics.registry.get_sample_value("nexus_client_connection_faults_total") == 0
 
 
 def test_no_connection_is_closed_under_a_thread_that_reads_from_it(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +185,7 @@ def test_no_connection_is_closed_under_a_thread_that_reads_from_it(link: Link, m
         answered.wait(10)
         raise httpx.RemoteProtocolError("the server ended the question")
 
-    monkeypatch.setattr(link, "_connect", lambda: 1)
+    monkeypatch.setattr(link, "_connect", lambda: None)
     monkeypatch.setattr(link, "take_certificate", lambda: None)
     monkeypatch.setattr(link._link, "PullMessages", held)
     monkeypatch.setattr(link._link, "DeactivateNode", lambda _: answered.set())
