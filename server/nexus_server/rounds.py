@@ -69,6 +69,7 @@ class Conductor:
         self._closings = 0  # tries to hear what sites report of a run's last version
         self.masked = Aggregation(registry, exchange)
         self.phase = Phase()
+        self._phase_ended = True  # a pause after a failure is part of no phase, though ``phase`` says it until the next
         self.problem: str | None = None  # the fault of the last turn
         self._wake = threading.Event()
 
@@ -83,6 +84,13 @@ class Conductor:
 
     def turn(self) -> None:
         """One step: a plan proposed, a round, a look for missing sites, or a delivery to a site that came late."""
+        try:
+            self._turn()
+        except Exception:
+            self._end_phase()
+            raise
+
+    def _turn(self) -> None:
         self.approvals.consult()
         if self.approvals.begin_wanted():
             return
@@ -215,6 +223,7 @@ class Conductor:
             self._show("opening", self.masked.missing, run.done + 1)
             if run.done >= run.plan.rounds and time.time() - self.phase.since > CLOSING_SECONDS:
                 self._closings = CLOSING_TRIES  # figures alone are not worth waiting for
+            self._deliver_in_run(run)  # nobody shall use what is out of use for as long as this takes
             self.pause(LOOK_AGAIN_SECONDS)
             return
         if seconds is not None and received is not None:
@@ -259,11 +268,12 @@ class Conductor:
         if not self.registry.commit_round(run, made.vector, made.optimiser, *measured, made.stage):
             log.warning("round %d is void: its run was rolled back or withdrawn meanwhile", number)
             self.audit.append("version void", plan=plan.hash.hex(), version=number, sha256=digest)
-            self.pause(PAUSE_AFTER_FAILURE_SECONDS)
+            self._pause_after_failure()
             return
         log.info(
             "run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(found.cohort), seconds or 0
         )
+        self._end_phase()
 
     def _require_space(self, values: int) -> None:
         """NexusError before anything is spent on, or logged of, a version that could not be kept."""
@@ -282,10 +292,14 @@ class Conductor:
         digest = vector_hash(wire.pack(vector))
         self.audit.append("model spent", plan=plan.hash.hex(), version=number, beside=digest)
         self.metrics.spent_models.inc(self.registry.go_around(run, vector))
-        self.pause(PAUSE_AFTER_FAILURE_SECONDS)
+        self._pause_after_failure()
 
     def _came_to_nothing(self, run: Run, reasons: dict[str, str]) -> None:
         self.registry.note_failed_round(run.plan.name, run.round + 1, reasons)
+        self._pause_after_failure()
+
+    def _pause_after_failure(self) -> None:
+        self._end_phase()
         self.pause(PAUSE_AFTER_FAILURE_SECONDS)
 
     def _deliver_after_run(self) -> None:
@@ -313,13 +327,17 @@ class Conductor:
         self.wake()
 
     def _show(self, name: str, missing: tuple[str, ...] = (), number: int | None = None) -> None:
-        old = self.phase
-        if (name, number) != (old.name, old.round):
-            self.phase = Phase(name, time.time(), missing, number)
-            if old.name in self.metrics.phases:
-                self.metrics.phases[old.name].observe(max(0.0, self.phase.since - old.since))
-        elif missing != old.missing:
-            self.phase = replace(old, missing=missing)
+        if self._phase_ended or (name, number) != (self.phase.name, self.phase.round):
+            self._end_phase()
+            self.phase, self._phase_ended = Phase(name, time.time(), missing, number), False
+        elif missing != self.phase.missing:
+            self.phase = replace(self.phase, missing=missing)
+
+    def _end_phase(self) -> None:
+        """Measure the phase, once."""
+        if not self._phase_ended and self.phase.name in self.metrics.phases:
+            self.metrics.phases[self.phase.name].observe(max(0.0, time.time() - self.phase.since))
+        self._phase_ended = True
 
 
 def _others(plan: Plan, sites: Collection[str]) -> tuple[str, ...]:

@@ -132,6 +132,23 @@ def test_below_t_shares_the_run_waits_for_the_sites_it_names(tmp_path: Path, n: 
     federation.finish()
 
 
+def test_while_a_sum_waits_to_be_opened_sites_hear_what_is_out_of_use(tmp_path: Path) -> None:
+    federation = staged(tmp_path, 5)
+    federation.grid.away = lambda trip: ["bank-a", "bank-c"] if trip == "open" else []
+    federation.turns(2)
+    assert federation.conductor.phase.name == "opening"
+    registry, plan = federation.registry, federation.plan
+    registry.create_run(
+        plan.model_copy(update={"name": "older"}), np.ones(plan.stages[0].dim, np.float32), state=STOPPED
+    )
+    registry.withdraw("older", 0, 0)
+    federation.turns(1)
+    assert federation.conductor.phase.name == "opening"
+    assert all(site.received == [0] for site in federation.sites.values())
+    federation.grid.away = lambda _: []
+    federation.finish()
+
+
 def test_epoch_numbers_rise_even_when_the_servers_clock_goes_backwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

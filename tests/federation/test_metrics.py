@@ -2,8 +2,10 @@
 
 import asyncio
 import re
+import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from nexus_common import exposition  # noqa: F401  without its switch there are 
 from nexus_common.audit_watch import AuditWatch
 from nexus_common.enrolment import EnrolRequest
 from nexus_common.errors import NexusError
+from nexus_server import rounds
 from nexus_server.admin_api import Rollback
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.ca import CertificateAuthority, CertificateFiles
@@ -22,6 +25,7 @@ from nexus_server.settings import ServerSettingsFile
 from nexus_server.stored import Stored
 from prometheus_client import generate_latest
 
+from tests.federation.staged import staged
 from tests.federation.test_growth import growing, stages, trials_of
 from tests.federation.test_rounds import NAMES, Federation, plan_of
 from tests.federation.test_safety import federation_of
@@ -154,6 +158,42 @@ def test_who_is_lost_or_refuses_is_counted_and_not_named(tmp_path: Path) -> None
     assert watched['update_bytes_total{direction="received"}'] == watched_bytes(federation)
     named = {name for name in series(watched.text).keys() - before.keys() if "bank" in name or "hospital" in name}
     assert not named, "no site is named that was not before anything happened"
+
+
+@pytest.mark.parametrize("trip", ["train", "round"])
+def test_a_phase_is_measured_without_the_pauses_between_failed_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trip: str
+) -> None:
+    federation = staged(tmp_path / "a", 5)
+    watched, now = Watched(federation, tmp_path), [1000.0]
+    clock = SimpleNamespace(time=lambda: now[0], monotonic=time.monotonic)
+    monkeypatch.setattr(rounds, "time", clock)
+    federation.conductor.pause = lambda seconds: now.append(now.pop() + seconds)  # type: ignore[method-assign]
+    federation.grid.away = lambda at: ["bank-a", "bank-c"] if at == trip else []
+    federation.turns(3)
+    federation.grid.away = lambda _: []
+    federation.turns(1)
+    assert now[0] > 1005, "there were pauses"
+    phase = {"train": "training", "round": "adding"}[trip]
+    assert watched[f'round_phase_duration_seconds_count{{phase="{phase}"}}'] == 4
+    assert watched[f'round_phase_duration_seconds_sum{{phase="{phase}"}}'] == 0
+
+
+def test_a_fault_ends_a_phase_before_the_pause_that_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    watched, now = Watched(federation, tmp_path), [1000.0]
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(time=lambda: now[0], monotonic=time.monotonic))
+    federation.turns(1)
+    aside = federation.audit.path.rename(tmp_path / "aside")
+    federation.audit.path.mkdir()
+    with pytest.raises(NexusError, match="audit log"):
+        federation.turns(1)
+    federation.audit.path.rmdir()
+    aside.rename(federation.audit.path)
+    now[0] += 100
+    federation.turns(1)
+    assert watched['round_phase_duration_seconds_count{phase="training"}'] == 3
+    assert watched['round_phase_duration_seconds_sum{phase="training"}'] == 0
 
 
 def watched_bytes(federation: Federation) -> Any:
