@@ -27,6 +27,7 @@ class AuditWatch:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._head: str | None = None
+        self._broken: int | None = None  # the file that was found so, by its inode
         self.valid: bool | None = None
         self._at = 0.0
 
@@ -42,14 +43,20 @@ class AuditWatch:
             time.sleep(EVERY_SECONDS)
 
     def look(self) -> bool | None:
-        """Verify every line, and that the log still has the head that it had the time before; ``valid``."""
+        """Verify every line, and that the log still has the head that it had the time before; ``valid``.
+
+        A broken file is moved aside, as its error says: then another one has begun, which has no head to keep yet.
+        """
+        file = self._path.stat().st_ino if self._path.exists() else None
+        if self.valid is False and file != self._broken:
+            self._head = None
         try:
             self._head = verify(self._path, self._head).hash
             self.valid = True
         except NexusError as problem:
             if self.valid is not False:
                 log.error("%s", problem)
-            self.valid = False
+            self.valid, self._broken = False, file
         except OSError as problem:
             log.error("the audit log cannot be read: %s", problem)
             self.valid = None

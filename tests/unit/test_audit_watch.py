@@ -52,3 +52,25 @@ def test_an_unfinished_line_is_forgiven_once_the_next_one_has_mended_it(tmp_path
     log.append("event")
     watch.look()
     assert watch.valid is True
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["with a new log", "without one yet"])
+def test_once_a_broken_log_is_moved_aside_the_next_one_counts(tmp_path: Path, begun: bool) -> None:
+    log, watch = log_of(tmp_path)
+    watch.look()
+    log.path.write_bytes(log.path.read_bytes().replace(b'"number":1', b'"number":7'))
+    watch.look()
+    log.path.rename(tmp_path / "aside")
+    if begun:
+        log.append("event")
+    assert watch.look() is True
+    log.append("event")
+    assert watch.look() is True
+
+
+def test_a_log_that_was_put_in_the_place_of_a_whole_one_stays_broken(tmp_path: Path) -> None:
+    log, watch = log_of(tmp_path)
+    watch.look()
+    log.path.rename(tmp_path / "aside")
+    log.append("event")
+    assert [watch.look(), watch.look()] == [False, False]
