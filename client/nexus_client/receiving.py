@@ -69,10 +69,12 @@ class Receiving:
         What it overtakes is called back each time: the last time may have failed at that.
         """
         there = StoredAdapter.read(self.place.federated_file)
-        digest, plan = vector_hash(wire.pack(version.vector)), version.plan.hash.hex()
-        held = there and (there.plan.hash.hex(), there.number, vector_hash(wire.pack(there.vector)))
+        digest, plan = version.digest, version.plan.hash.hex()
+        held = there and (there.plan.hash.hex(), there.number, there.digest)
         if held != (plan, version.number, digest):
-            self.consent.audit.append("version received", plan=plan, version=version.number, sha256=digest)
+            self.consent.audit.append(
+                "version received", plan=plan, version=version.number, stage=version.stage, sha256=digest
+            )
             version.write(self.place.federated_file)
             self._on_version()
         with _list_may_be_damaged():

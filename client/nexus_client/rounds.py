@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_common import wire
 from nexus_common.disk import shortage
 from nexus_common.errors import NexusError, Refusal
+from nexus_common.holdings import pack_holdings
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.versions import StoredAdapter, trained_from
@@ -30,6 +31,7 @@ from nexus_client.consent import Consent
 from nexus_client.held_out import HeldOut
 from nexus_client.masking import Made, Masking, weights_names
 from nexus_client.metrics import Metrics, outcome_of
+from nexus_client.recall import given, held
 from nexus_client.receiving import Receiving
 from nexus_client.record import ProtocolRecord
 from nexus_client.status import Progress
@@ -68,6 +70,7 @@ class SiteRounds:
             wire.TrainRound: self._train,
             wire.Ask: self._ask,
             wire.Deliver: self.receiving.deliver,
+            wire.Recall: self._recall,
         }
 
     def handle(self, message: wire.Message) -> wire.Message:
@@ -198,6 +201,13 @@ class SiteRounds:
             "round %d of %d: %d steps in %.1f s", number, plan.rounds, plan.local.steps, time.monotonic() - started
         )
         return wire.Trained(model)
+
+    def _recall(self, message: wire.Recall) -> wire.Message:
+        plan, place = self.consent.plan(message.run), self.workspace.place
+        self.consent.require(plan)
+        if message.wanted:
+            return wire.Given(given(place, plan, message.wanted.hex()))
+        return wire.Holds(pack_holdings(held(place, plan)))
 
     def _material(self) -> tuple[Readied, HeldOut]:
         """What preparing has left; Refusal ``not-ready`` before that."""

@@ -118,6 +118,7 @@ _MESSAGE_TYPES: Final = {
     "propose": "query.propose",
     "prepare": "query.prepare",
     "deliver": "query.deliver",
+    "recall": "query.recall",
     "ask": "train.ask",
     "certify": "query.certify",
 }

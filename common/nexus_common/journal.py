@@ -91,6 +91,8 @@ def subject_of(message: wire.Message | None) -> dict[str, str | int]:
     """Which plan and round a server's message is about; nothing for any other."""
     if isinstance(message, wire.Propose | wire.Prepare):
         return {"plan": hash_of(message.plan).hex()}
+    if isinstance(message, wire.Recall):
+        return {"plan": message.run.hex()}
     if isinstance(message, wire.TrainRound | wire.Ask | wire.Deliver):
         return {"plan": message.run.hex(), "round": message.round}
     return {}

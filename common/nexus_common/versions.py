@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from nexus_common import wire
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.layout import Layout, Vector
@@ -39,6 +40,16 @@ class StoredAdapter:
         if not isinstance(self.recipe, Plan):
             raise NexusError("this adapter was trained by a site alone and belongs to no plan")
         return self.recipe
+
+    @property
+    def stage(self) -> int:
+        """The number of its form among those of its plan; ValueError where the plan has none such."""
+        return [one.arms for one in self.plan.stages].index((self.layout,))
+
+    @property
+    def digest(self) -> str:
+        """``vector_hash`` of its numbers."""
+        return vector_hash(wire.pack(self.vector))
 
     def write(self, path: Path) -> None:
         """Store durably."""

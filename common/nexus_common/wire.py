@@ -6,6 +6,7 @@ a path.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal
 
@@ -14,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from nexus_common.errors import REFUSALS, Refusal
+from nexus_common.holdings import unpack_holdings
 from nexus_common.layout import Vector
 from nexus_common.secagg.labels import label_of
 from nexus_common.stages import Stage
@@ -141,6 +143,31 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """To a site, from a server that was restored: which versions of this run have come to you?
+
+    ``wanted`` is empty, or the SHA-256 of one that the server asks for.
+    """
+
+    run: bytes
+    wanted: bytes
+
+
+@dataclass(frozen=True)
+class Holds:
+    """From a site: the newest versions of the run that came to it and were not called back (``pack_holdings``)."""
+
+    versions: bytes
+
+
+@dataclass(frozen=True)
+class Given:
+    """From a site: a version as the server had sent it."""
+
+    vector: bytes
+
+
+@dataclass(frozen=True)
 class Certify:
     """To a site: a new certificate for the key it has, and the CA that issued it with those before it; both PEM."""
 
@@ -179,6 +206,9 @@ Message = (
     | Masked
     | Deliver
     | Received
+    | Recall
+    | Holds
+    | Given
     | Certify
     | Certified
     | Refused
@@ -196,6 +226,9 @@ KINDS: Final[dict[str, type[Any]]] = {
     "masked": Masked,
     "deliver": Deliver,
     "received": Received,
+    "recall": Recall,
+    "holds": Holds,
+    "given": Given,
     "certify": Certify,
     "certified": Certified,
     "refused": Refused,
@@ -248,8 +281,8 @@ def _check(name: str, value: Field, declared: object) -> None:
             raise Refusal("malformed", f"{name} = {value} is out of range")
     elif len(value) > MAX_FIELD_BYTES and name != "vector":
         raise Refusal("malformed", f"{name} has {len(value)} bytes, at most {MAX_FIELD_BYTES}")
-    if name == "withdrawn" and isinstance(value, bytes):
-        unpack_hashes(value)
+    if name in _LISTS and isinstance(value, bytes):
+        _LISTS[name](value)
     if name in _LENGTHS and isinstance(value, bytes) and len(value) != _LENGTHS[name]:
         raise Refusal("malformed", f"{name} has {len(value)} bytes, expected {_LENGTHS[name]}")
 
@@ -263,6 +296,19 @@ def unpack_hashes(data: bytes) -> list[str]:
     if len(data) % HASH or len(found) > MOST_WITHDRAWN or len(set(found)) < len(found):
         raise Refusal("malformed", f"{len(data)} bytes are no list of at most {MOST_WITHDRAWN} different hashes")
     return found
+
+
+def _check_wanted(data: bytes) -> None:
+    if len(data) not in (0, HASH):
+        raise Refusal("malformed", f"wanted has {len(data)} bytes, expected none or {HASH}")
+
+
+_LISTS: Final[dict[str, Callable[[bytes], object]]] = {
+    "withdrawn": unpack_hashes,
+    "wanted": _check_wanted,
+    "versions": unpack_holdings,
+}
+"""Fields that are looked into when a message is decoded."""
 
 
 def pack(vector: Vector) -> bytes:

@@ -75,6 +75,12 @@ MIGRATIONS: Final = (
     ALTER TABLE versions ADD COLUMN out_at REAL;
     UPDATE versions SET out_at = created WHERE state IN ('withdrawn', 'rolled back');
     """,
+    # A server that was restored asks each run's sites, once a restore, for versions that the backup does not have.
+    """
+    CREATE TABLE restores (at REAL NOT NULL) STRICT;
+    ALTER TABLE runs ADD COLUMN recalled INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE versions ADD COLUMN adopted INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

@@ -25,7 +25,7 @@ def adopt(state: Path, version: StoredAdapter) -> None:
     try:
         if registry.run(version.plan.name) is None:  # an interrupted ``init`` may have come this far
             registry.propose(version.plan)
-            stage = [one.arms for one in version.plan.stages].index((version.layout,))
-            registry.create_run(version.plan, version.vector, version.number, stage, STOPPED)
+            registry.create_run(version.plan, version.vector, version.number, version.stage, STOPPED)
+            registry.note_restored()
     finally:
         registry.close()

@@ -28,6 +28,7 @@ from nexus_server.lineage import beside
 from nexus_server.masked import Aggregation, ModelSpent, Sum
 from nexus_server.metrics import Metrics
 from nexus_server.next_version import next_version
+from nexus_server.recall import Recall
 from nexus_server.records import FINISHED, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
 from nexus_server.safety import take_back
@@ -44,7 +45,7 @@ ROUND_BYTES_A_VALUE: Final = 32  # on disk, at most: a masked sum, the version, 
 class Phase:
     """What the run does or waits for now."""
 
-    name: str = "idle"  # idle, resting, gathering, waiting, training, adding, opening, delivering
+    name: str = "idle"  # idle, resting, recalling, gathering, waiting, training, adding, opening, delivering
     since: float = field(default_factory=time.time)
     missing: tuple[str, ...] = ()
     round: int | None = None
@@ -65,6 +66,7 @@ class Conductor:
         self.metrics = metrics or Metrics()
         self.approvals = Approvals(registry, exchange, identities, audit)
         self.delivery = Delivery(registry, exchange)
+        self.recall = Recall(registry, exchange, audit)
         self.gathering = Gathering(registry, exchange)
         self._closings = 0  # tries to hear what sites report of a run's last version
         self.masked = Aggregation(registry, exchange)
@@ -108,6 +110,8 @@ class Conductor:
             self._deliver_in_run(run)
             self._show("resting", (), run.done + 1)
             self.pause(LOOK_AGAIN_SECONDS)
+        elif self.recall.due(run):
+            self._recall(run)
         elif self.masked.is_opening(run):
             self._open(run)
         elif self.registry.spent(run):
@@ -136,6 +140,13 @@ class Conductor:
         if self.registry.set_state(run.plan.name, state, expected=run.state):
             log.info("run %s %s after round %d", run.plan.name, state, run.done)
             self.audit.append(f"run {state}", plan=run.plan.hash.hex(), round=run.done)
+
+    def _recall(self, run: Run) -> None:
+        """Hear which versions the sites of a run hold, before any leaves a server that was restored."""
+        missing = self.recall.turn(run)
+        if self.recall.due(run):
+            self._show("recalling", missing, run.done + 1)
+            self.pause(LOOK_AGAIN_SECONDS)
 
     def _gather(self, run: Run) -> list[str]:
         """The sites of the next round, or nothing while too few are ready."""
@@ -305,7 +316,9 @@ class Conductor:
     def _deliver_after_run(self) -> None:
         """Between runs: give the version in use to each connected site that lacks it."""
         run = self.registry.last_run()
-        if run is not None and (lacking := self.delivery.lacking(run)):
+        if run is not None and self.recall.due(run):
+            self.recall.turn(run)
+        elif run is not None and (lacking := self.delivery.lacking(run)):
             self._show("delivering", (), run.round)
             self.delivery.deliver(run, lacking)
 
@@ -314,6 +327,8 @@ class Conductor:
 
         So does the word to a site that was away of what is out of use.
         """
+        if self.recall.due(run):
+            return
         beside = self.registry.in_use(run.plan.name) != run.round
         if sites := self.delivery.lacking(run) if beside else self.delivery.untold(run):
             self.delivery.deliver(run, sites)
@@ -323,6 +338,7 @@ class Conductor:
         self.gathering.forget(site)
         self.masked.forget(site)
         self.delivery.forget(site)
+        self.recall.forget(site)
         self.approvals.forget(site)
         self.wake()
 

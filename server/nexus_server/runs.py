@@ -19,6 +19,7 @@ from nexus_common.tail import Reported
 from numpy.typing import NDArray
 
 from nexus_server.database import insert
+from nexus_server.recalls import Recalls, write_recalled
 from nexus_server.records import MADE, MIDPOINT, ROLLED_BACK, RUNNING, STOPPING, WITHDRAWN, Rejection, Run, Version
 from nexus_server.sums import Sums, write_figures, write_rejection
 from nexus_server.vectors import VectorFiles
@@ -34,7 +35,7 @@ _OUT: Final = """
     ORDER BY out_at DESC, created DESC, number DESC LIMIT ?"""
 
 
-class Runs(Sums):
+class Runs(Sums, Recalls):
     """Runs and versions."""
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +46,7 @@ class Runs(Sums):
         """A run by name."""
         rows = self.rows(
             "SELECT plan, state, (SELECT max(number) FROM versions WHERE run = name) AS round, "
-            "(SELECT count(*) - 1 FROM versions WHERE run = name AND cohort = '[]') AS midpoints, "
+            "(SELECT count(*) - 1 FROM versions WHERE run = name AND cohort = '[]' AND NOT adopted) AS midpoints, "
             "(SELECT stage FROM versions WHERE run = name ORDER BY number DESC LIMIT 1) AS stage, optimiser "
             "FROM runs WHERE name = ?",
             name,
@@ -72,7 +73,7 @@ class Runs(Sums):
         vector = self._versions.store({"vector": first})
         with self.transaction() as db:
             now = time.time()
-            db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, NULL)", (plan.name, plan.canonical, state, now))
+            insert(db, "runs", {"name": plan.name, "plan": plan.canonical, "state": state, "created": now})
             insert(db, "versions", _version(plan.name, number, vector, stage))
 
     def set_state(self, run: str, state: str, *, expected: str) -> bool:
@@ -151,6 +152,21 @@ class Runs(Sums):
             if not _trainable(db, run):
                 return False
             insert(db, "versions", _version(run.plan.name, run.round + 1, version, run.stage) | {"state": MIDPOINT})
+        return True
+
+    def adopt(self, run: Run, number: int, stage: int, vector: Vector) -> bool:
+        """Go on from a version that the run's sites hold and this server had lost, with a fresh optimiser.
+
+        False, and nothing is changed, where the run has another newest version by now.
+        """
+        version = self._versions.store({"vector": vector})
+        with self.transaction() as db:
+            if _newest(db, run.plan.name) != run.round:
+                return False
+            insert(db, "versions", _version(run.plan.name, number, version, stage) | {"adopted": 1})
+            db.execute("UPDATE runs SET optimiser = NULL WHERE name = ?", (run.plan.name,))
+            db.execute("DELETE FROM openings WHERE run = ?", (run.plan.name,))
+            write_recalled(db, run.plan.name)
         return True
 
     def withdraw(self, run: str, first: int, last: int) -> int:

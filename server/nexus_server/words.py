@@ -47,15 +47,16 @@ def _run(status: admin.Status) -> str:
             f"{head}; waiting for {missing} since {moment(status.phase_since)}; with {status.sites} sites {spare}; "
             "nothing is lost"
         )
-    if status.phase == "opening":
-        return (
-            f"{head}; waiting since {moment(status.phase_since)} for what {missing} can give to open the round's sum; "
-            "nothing is lost"
-        )
-    if status.phase == "resting":
-        return f"{head}; resting until the plan's hours begin"
-    if status.phase == "gathering":
-        return f"{head}; enough sites are ready, giving {missing} a moment to come"
+    since = moment(status.phase_since)
+    waits = {
+        "opening": f"waiting since {since} for what {missing} can give to open the round's sum; nothing is lost",
+        "recalling": f"restored from a backup: waiting since {since} to hear from {missing or 'a site'} which versions "
+        "the sites hold",
+        "resting": "resting until the plan's hours begin",
+        "gathering": f"enough sites are ready, giving {missing} a moment to come",
+    }
+    if status.phase in waits:
+        return f"{head}; {waits[status.phase]}"
     if status.round_seconds and status.cohort:
         head += f"; last round with {', '.join(status.cohort)}, {status.round_seconds[-1]:.1f} s"
     if status.phase in _STEPS and time.time() - status.phase_since > LONG_SECONDS:

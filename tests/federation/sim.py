@@ -11,13 +11,14 @@ from nexus_common import certs, wire
 from nexus_common import flower as fl
 from nexus_common.audit import AuditLog
 from nexus_common.errors import Refusal
+from nexus_common.holdings import Holding, pack_holdings
 from nexus_common.journal import Journal
 from nexus_common.layout import Layout
 from nexus_common.plan import Plan, plan_from_wire
 from nexus_common.secagg.keys import signed
 from nexus_common.secagg.plan import ProtocolPlan
 from nexus_common.stages import Stage
-from nexus_common.versions import trained_from
+from nexus_common.versions import trained_from, vector_hash
 from nexus_server import flower as fs
 from nexus_server.exchange import DEADLINE, SILENT, GridExchange
 
@@ -124,6 +125,8 @@ class SimSite:
         self.standing = wire.APPROVED
         self.figures = {"loss": 1.0, "score": 0.5, "questions": 100.0, "vote": 1.0}
         self.received: list[int] = []
+        self.had: list[Holding] = []
+        self.kept: dict[str, bytes] = {}  # versions by their hash
         self.trained = 0
         self.records = MemoryRecords() if records is None else records
         self.restart()
@@ -144,8 +147,11 @@ class SimSite:
             self.masking.take_up(self.plan)
             self.prepared = True
             return wire.Readiness(wire.READY)
+        if isinstance(message, wire.Recall):
+            return self.recall(message)
         if isinstance(message, wire.Deliver):
             self.received.append(message.round)
+            self.have(message.round, message.stage, message.vector)
             return wire.Received(wire.model_hash(self.plan.stages[message.stage], message.vector))
         if isinstance(message, wire.Ask):
             return self.say(message)
@@ -153,6 +159,9 @@ class SimSite:
         if not self.prepared:
             raise Refusal("wrong-context", "a process that has just started knows no run")
         form, made = self.plan.stages[message.stage], self.masking.made
+        if message.use:
+            control = form.control(wire.unpack(message.vector, form))
+            self.have(message.round, self.plan.stages.index(form.alone), wire.pack(control))
         begins = trained_from(self.plan, message.round, wire.unpack(message.vector, form))
         model = wire.model_hash(form, wire.pack(begins), close=bool(message.close))
         if made is None or made.model != model:
@@ -164,6 +173,20 @@ class SimSite:
         if message.close:
             self.received.append(message.round)
         return wire.Trained(model)
+
+    def have(self, number: int, stage: int, vector: bytes) -> None:
+        """A version came; it calls back all above it."""
+        new = Holding(number, stage, vector_hash(vector))
+        self.had = [*(one for one in self.had if one.round < number), new]
+        self.kept[new.digest] = vector
+
+    def recall(self, message: wire.Recall) -> wire.Message:
+        """What a server that was restored hears."""
+        if not message.wanted:
+            return wire.Holds(pack_holdings(self.had))
+        if message.wanted.hex() not in self.kept:
+            raise Refusal("wrong-context")
+        return wire.Given(self.kept[message.wanted.hex()])
 
     def say(self, message: wire.Ask) -> wire.Message:
         """The reply to a message of the protocol."""

@@ -279,6 +279,7 @@ def test_a_lost_server_goes_on_from_what_a_site_has_of_a_trial(tmp_path: Path) -
     lost.turns(TRIAL.start + 1)
     run, plan = lost.registry.run("sim"), lost.plan
     assert run is not None
+    had = {site.name: site.had for site in lost.sites.values()}
     for at in (lost.round - 1, lost.round):  # what a site trained on last, and what it has not seen yet
         _, control = lost.registry.adapter(run, at)
         adopt(tmp_path / f"from {at}", StoredAdapter(plan, at, control, plan.stages[0].arms[0]))
@@ -287,6 +288,7 @@ def test_a_lost_server_goes_on_from_what_a_site_has_of_a_trial(tmp_path: Path) -
         again.grid = type(again.grid)(again.sites)
         for site in again.sites.values():
             site.memory.plans.clear()  # a test is too fast for epochs that are times
+            site.had = had[site.name]
             site.restart()
         again.restart_server()
         assert (stages(again), again.registry.set_state("sim", RUNNING, expected=STOPPED)) == ([0], True)

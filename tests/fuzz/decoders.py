@@ -35,6 +35,7 @@ from nexus_common.authorities import Authorities
 from nexus_common.config import parse_toml
 from nexus_common.enrolment import Authority, EnrolAnswer, EnrolRequest, Invite
 from nexus_common.errors import NexusError, Refusal
+from nexus_common.holdings import Holding, pack_holdings, unpack_holdings
 from nexus_common.hours import Hours
 from nexus_common.layout import Layout
 from nexus_common.plan import parse_plan, plan_from_wire
@@ -381,6 +382,13 @@ DECODERS: dict[str, Decoder] = {
         (Refusal,),
         "wire.unpack_hashes",
         encode=lambda found: bytes.fromhex("".join(found)),
+    ),
+    "holdings": Decoder(
+        unpack_holdings,
+        lambda: [b"", pack_holdings([Holding(3, 0, "ab" * 32), Holding(4, 1, "cd" * 32)])],
+        (Refusal,),
+        "holdings.unpack_holdings",
+        encode=pack_holdings,
     ),
     "plan-on-the-wire": Decoder(
         _shown, seeds.canonical_plans, (Refusal,), "plan.plan_from_wire", encode=lambda plan: plan.canonical

@@ -15,6 +15,7 @@ from nexus_common import flower as fl
 from nexus_common.audit import AuditLog
 from nexus_common.authorities import Authorities
 from nexus_common.enrolment import EnrolRequest, Invite, request_bytes
+from nexus_common.holdings import Holding, pack_holdings
 from nexus_common.layout import Layout
 from nexus_common.plan import Plan
 from nexus_common.recipe import Recipe
@@ -72,6 +73,10 @@ def messages() -> tuple[wire.Message, ...]:
         wire.Masked(b"\x01" * 300),
         wire.Deliver(hashed, 3, 0, hashed + bytes(32), bytes(64)),
         wire.Received(hashed),
+        wire.Recall(hashed, b""),
+        wire.Recall(hashed, hashed),
+        wire.Holds(pack_holdings([Holding(3, 0, "ab" * 32), Holding(4, 1, "cd" * 32)])),
+        wire.Given(bytes(64)),
         wire.Certify(certificates()[0], authorities()),
         wire.Certified(hashed),
         wire.Refused("not-ready"),
@@ -84,7 +89,7 @@ def flower_messages() -> tuple[fl.Message, ...]:
     mine = fl.TaskIdentity
     mine.run_id, mine.task_id, mine.node_id = RUN, 1, fl.SUPERLINK_NODE_ID
     question = fl.instruction(wire.encode(messages()[0]), NODE, 60)
-    to_sites = (wire.Propose, wire.Prepare, wire.TrainRound, wire.Ask, wire.Deliver, wire.Certify)
+    to_sites = (wire.Propose, wire.Prepare, wire.TrainRound, wire.Ask, wire.Deliver, wire.Recall, wire.Certify)
     found = []
     for message in messages():
         parcel = wire.encode(message)

@@ -24,6 +24,7 @@ from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.workspace import Workspace
 from nexus_common import audit, certs, tail, wire
 from nexus_common.errors import NexusError, Refusal
+from nexus_common.holdings import unpack_holdings
 from nexus_common.layout import Layout
 from nexus_common.plan import Plan
 from nexus_common.secagg import codec
@@ -290,6 +291,43 @@ def test_a_delivered_version_is_kept_and_answered_with_its_hash(site: SiteRounds
     answer = prepared(site).handle(wire.Deliver(PLAN.hash, 4, 0, b"", LATER))
     assert answer == wire.Received(wire.model_hash(PLAN.adapter.layout, LATER))
     assert stored(site) == ("sim", 4)
+
+
+def held(site: SiteRounds, plan: Plan = PLAN) -> list[tuple[int, int, str]]:
+    answer = site.handle(wire.Recall(plan.hash, b""))
+    assert isinstance(answer, wire.Holds)
+    return [(one.round, one.stage, one.digest) for one in unpack_holdings(answer.versions)]
+
+
+def test_a_restored_server_hears_which_versions_came_and_were_not_called_back(site: SiteRounds) -> None:
+    prepared(site)
+    assert held(site) == []
+    for number, vector in ((1, FIRST), (3, LATER), (4, OTHER), (3, LATER)):
+        site.handle(wire.Deliver(PLAN.hash, number, 0, b"", vector))
+    assert held(site) == [(1, 0, vector_hash(FIRST)), (3, 0, vector_hash(LATER))]
+    site.handle(train(4, NEXT))
+    assert held(site)[-1] == (4, 0, vector_hash(NEXT))
+
+
+def test_a_restored_server_gets_the_version_that_it_names_while_it_is_here(site: SiteRounds) -> None:
+    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
+    version, shelf = StoredAdapter.read(site.workspace.place.federated_file), Shelf(site.workspace.place)
+    assert version is not None
+    shelf.put(version, "federated", accepted=True, reason="")
+    site.handle(wire.Deliver(PLAN.hash, 4, 0, b"", OTHER))
+    for vector in (OTHER, LATER):  # what came last, and what is on the shelf
+        wanted = bytes.fromhex(vector_hash(vector))
+        assert site.handle(wire.Recall(PLAN.hash, wanted)) == wire.Given(vector)
+    assert refused(site, wire.Recall(PLAN.hash, bytes.fromhex(vector_hash(NEXT)))) == "wrong-context"
+
+
+def test_no_plan_but_the_approved_one_is_recalled(site: SiteRounds) -> None:
+    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
+    other = make_plan("abc", **{**QUICK, "name": "other"})
+    assert refused(site, wire.Recall(other.hash, b"")) == "plan-not-approved"
+    withdraw(site.consent)
+    for wanted in (b"", bytes.fromhex(vector_hash(LATER))):
+        assert refused(site, wire.Recall(PLAN.hash, wanted)) == "plan-withdrawn"
 
 
 def test_after_a_withdrawal_a_version_can_be_called_back_and_nothing_new_comes(site: SiteRounds) -> None:

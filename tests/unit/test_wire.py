@@ -9,12 +9,19 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from nexus_common import wire
 from nexus_common.errors import REFUSALS, Refusal
+from nexus_common.holdings import Holding, pack_holdings
 from nexus_common.layout import Layout
 from nexus_common.secagg.labels import label
 
 BYTES_32 = st.binary(min_size=32, max_size=32)
 ROUND = st.integers(0, 2**31 - 1)
 HASHES = st.lists(BYTES_32, max_size=3, unique=True).map(b"".join)
+
+
+def holdings(numbers: set[int]) -> bytes:
+    return pack_holdings([Holding(number, 0, "ab" * 32) for number in sorted(numbers)])
+
+
 MESSAGES = st.one_of(
     st.builds(wire.Prepare, st.binary()),
     st.builds(wire.Readiness, st.sampled_from([wire.READY, wire.PREPARING])),
@@ -32,6 +39,9 @@ MESSAGES = st.one_of(
         st.sampled_from(["", *sorted(REFUSALS)]),
         st.binary(min_size=64, max_size=64),
     ),
+    st.builds(wire.Recall, BYTES_32, st.just(b"") | BYTES_32),
+    st.builds(wire.Holds, st.just(b"") | st.builds(holdings, st.sets(ROUND, max_size=16))),
+    st.builds(wire.Given, st.binary()),
     st.builds(wire.Certify, st.binary(max_size=70), st.binary(max_size=70)),
     st.builds(wire.Certified, BYTES_32),
     st.builds(wire.Refused, st.sampled_from(sorted(REFUSALS))),
@@ -59,7 +69,7 @@ def refusal_of(parcel: wire.Parcel) -> str:
 
 def test_the_messages_tried_here_are_all_there_are() -> None:
     assert set(wire.KINDS.values()) == set(wire.Message.__args__)
-    assert len(wire.KINDS) == 14
+    assert len(wire.KINDS) == 17
 
 
 @given(MESSAGES)
@@ -121,6 +131,16 @@ def test_a_round_out_of_range_is_malformed(number: int) -> None:
 @pytest.mark.parametrize("length", [0, 31, 33])
 def test_a_hash_has_32_bytes(length: int) -> None:
     assert refusal_of(wire.Parcel("received", {"model": bytes(length)})) == "malformed"
+
+
+@pytest.mark.parametrize("bad", [b"1", bytes(80), holdings({1}) + holdings({0}), holdings(set(range(17)))[:1] * 700])
+def test_a_list_of_versions_is_whole_short_and_rises(bad: bytes) -> None:
+    assert refusal_of(wire.Parcel("holds", {"versions": bad})) == "malformed"
+
+
+@pytest.mark.parametrize("length", [1, 31, 33, 64])
+def test_what_is_asked_for_is_one_hash_or_nothing(length: int) -> None:
+    assert refusal_of(wire.Parcel("recall", {"run": RUN, "wanted": bytes(length)})) == "malformed"
 
 
 HASH_LIST = b"".join(number.to_bytes(32) for number in range(wire.MOST_WITHDRAWN + 1))

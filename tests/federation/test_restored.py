@@ -1,0 +1,189 @@
+"""A server restored from a backup that is rounds behind its sites: what a quorum of them holds is gone on with."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nexus_common import audit, wire
+from nexus_common.errors import Refusal
+from nexus_common.holdings import Holding, pack_holdings
+from nexus_common.versions import vector_hash
+from nexus_server.recalls import Recalls
+from nexus_server.records import FINISHED, MADE, MIDPOINT, RUNNING, STOPPED
+from nexus_server.registry import Registry
+
+from tests.federation.sim import SimSite
+from tests.federation.staged import Once
+from tests.federation.test_rounds import Federation, plan_of
+
+NAMES = ("bank-a", "bank-b", "hospital-a", "hospital-b")  # a quorum is three of them
+BACKUP, LATER = 2, 5
+
+
+class Lying(SimSite):
+    """A site that says it had versions that never were, and gives other numbers than asked for."""
+
+    def recall(self, message: wire.Recall) -> wire.Message:
+        if message.wanted:
+            return wire.Given(bytes(len(self.kept[message.wanted.hex()])))
+        return wire.Holds(
+            pack_holdings([*self.had[:-1], Holding(self.had[-1].round, 0, "ee" * 32), Holding(9, 0, "ff" * 32)])
+        )
+
+
+def restored(tmp_path: Path, *, liar: str | None = None, rounds: int = 8) -> Federation:
+    """A federation whose server is back at version 2, and whose sites were at version 4 or 5."""
+    plan = plan_of(NAMES, rounds=rounds)
+    lost = Federation(tmp_path / "server", plan)
+    if liar:
+        lost.sites[liar] = lost.grid.handle[lost.grid.nodes[liar]] = Lying(liar, plan)
+    for site in lost.sites.values():
+        site.records.opened = Once()  # type: ignore[union-attr]  fails where a model is opened twice
+    lost.turns(BACKUP)
+    lost.registry.close()
+    shutil.copytree(tmp_path / "server", tmp_path / "backup")
+    again = reopened(lost)
+    again.turns(LATER - BACKUP)
+    assert again.round == LATER
+    again.registry.close()
+    shutil.rmtree(tmp_path / "server")
+    shutil.copytree(tmp_path / "backup", tmp_path / "server")
+    state = Registry(tmp_path / "server")
+    state.note_restored()
+    with state.transaction() as db:
+        db.execute("UPDATE epochs SET last = last + 60")  # as if a minute had passed: epochs are numbered by seconds
+    state.close()
+    return reopened(lost)
+
+
+def reopened(old: Federation) -> Federation:
+    """A new server process on the same folder, with the same sites."""
+    made = Federation(old.folder, old.plan)
+    made.sites, made.grid = old.sites, old.grid
+    made.conductor = made.new_conductor()
+    return made
+
+
+def lines(federation: Federation, event: str) -> list[dict[str, object]]:
+    return [line for line in audit.read(federation.audit.path) if line["event"] == event]
+
+
+def versions(federation: Federation) -> dict[int, str]:
+    return {one.number: one.state for one in federation.registry.versions("sim")}
+
+
+def test_a_run_goes_on_from_the_newest_version_that_its_sites_hold(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+    newest = federation.sites["bank-a"].had[-1]
+    assert newest.round == LATER - 1, "version 5 was made, and had not left the lost server"
+    federation.turns(1)
+    assert federation.round == newest.round
+    assert vector_hash(wire.pack(federation.registry.vector("sim", newest.round))) == newest.digest
+    (line,) = lines(federation, "version adopted")
+    assert (line["version"], line["restored"], line["sha256"]) == (newest.round, BACKUP, newest.digest)
+    assert line["sites"] == list(NAMES)
+    federation.turns(12)
+    assert federation.state == FINISHED
+    made = [number for number, state in versions(federation).items() if state == MADE]
+    assert versions(federation)[LATER] == MIDPOINT, "the sum of version 4 was opened before: it is gone around"
+    assert made == [0, 1, 2, 4, 6, 7, 8, 9], "eight rounds: two, two that are known by their last version, four more"
+    assert all(site.received[-1] == 9 for site in federation.sites.values())
+
+
+def test_one_site_that_lies_chooses_nothing_and_spoils_nothing(tmp_path: Path) -> None:
+    federation = restored(tmp_path, liar="bank-a")  # asked first for the bytes, too
+    federation.turns(1)
+    (line,) = lines(federation, "version adopted")
+    assert (line["version"], line["sites"]) == (LATER - 1, list(NAMES[1:]))
+    federation.turns(12)
+    assert federation.state == FINISHED
+
+
+def test_a_site_that_lies_about_the_bytes_is_passed_over(tmp_path: Path) -> None:
+    federation = restored(tmp_path, liar="bank-a")
+    liar = federation.sites["bank-a"]
+    liar.recall = lambda message: (  # type: ignore[method-assign]
+        wire.Given(bytes(64)) if message.wanted else SimSite.recall(liar, message)
+    )
+    federation.turns(1)
+    assert federation.round == LATER - 1
+    np.testing.assert_array_equal(
+        wire.pack(federation.registry.vector("sim", federation.round)),
+        federation.sites["bank-b"].kept[federation.sites["bank-b"].had[-1].digest],
+    )
+
+
+def test_with_sites_at_different_versions_the_newest_that_a_quorum_had_counts(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+    for name in ("bank-a", "bank-b"):
+        federation.sites[name].had.pop()
+    federation.turns(1)
+    assert federation.round == LATER - 2
+
+
+def test_with_too_few_holders_it_goes_on_from_the_backups_version_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation = restored(tmp_path)
+    for name in ("bank-a", "bank-b"):
+        federation.sites[name].had = federation.sites[name].had[: BACKUP + 1]
+    federation.turns(1)
+    assert federation.round == BACKUP
+    assert "goes on from version 2, as restored: no newer one is held by 3 sites" in caplog.text
+    (line,) = lines(federation, "recalled")
+    assert line["newest"] == ["bank-a: 2", "bank-b: 2", "hospital-a: 4", "hospital-b: 4"]
+    federation.turns(14)
+    assert federation.state == FINISHED, "no model was opened twice on the way"
+
+
+def test_a_restored_server_sends_nothing_before_a_quorum_was_heard(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+    federation.grid.silent = {"bank-a", "bank-b"}
+    before = [len(site.had) for site in federation.sites.values()]
+    federation.turns(3)
+    assert (federation.round, federation.conductor.phase.name) == (BACKUP, "recalling")
+    assert federation.conductor.phase.missing == ("bank-a", "bank-b")
+    assert before == [len(site.had) for site in federation.sites.values()]
+    federation.grid.silent = set()
+    federation.turns(1)
+    assert federation.round == LATER - 1
+
+
+def test_a_run_that_rests_is_recalled_before_its_version_is_delivered(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+    federation.registry.set_state("sim", STOPPED, expected=RUNNING)
+    federation.turns(1)
+    assert (federation.state, federation.round) == (STOPPED, LATER - 1)
+    assert all(site.received == [] for site in federation.sites.values())
+    federation.turns(1)
+    assert all(site.received == [LATER - 1] for site in federation.sites.values())
+
+
+def test_a_site_of_an_older_program_knows_none(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+
+    def older(message: wire.Recall) -> wire.Message:
+        raise Refusal("unknown-message")
+
+    federation.sites["bank-a"].recall = older  # type: ignore[method-assign]
+    federation.turns(1)
+    assert federation.round == LATER - 1
+
+
+def test_what_a_quorum_agrees_on_must_be_a_version_of_the_plan(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+    short = bytes(8)
+    for site in federation.sites.values():
+        site.had += [Holding(6, 0, vector_hash(short)), Holding(7, 99, "aa" * 32), Holding(2**31, 0, "bb" * 32)]
+        site.kept[vector_hash(short)] = short
+    federation.turns(1)
+    assert federation.round == LATER - 1, "neither the wrong length, nor a form or number that the plan has not"
+
+
+def test_a_server_that_was_never_restored_asks_nobody(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, plan_of(NAMES))
+    assert not Recalls.recall_due(federation.registry, "sim")
+    federation.turns(7)
+    assert federation.state == FINISHED
+    assert not lines(federation, "recalled")
