@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from nexus_common import logs, rpc
+from nexus_common.account import act_as_owner
 from nexus_common.address import split_proxy
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.errors import NexusError
@@ -15,7 +16,6 @@ from rich.console import Console
 
 from nexus_client import agent_api as api
 from nexus_client import cli_bench, cli_consent, cli_export, cli_report, cli_search, cli_train, cli_unit, cli_use
-from nexus_client.account import act_as_owner
 from nexus_client.cli_consent import place_of
 from nexus_client.site import SiteHome
 

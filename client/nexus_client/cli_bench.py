@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from nexus_common.account import act_as_owner
 from nexus_common.base_model import base_hash
 from nexus_common.cli import options, show, table
 from nexus_common.errors import NexusError
 from rich.console import Console
 
-from nexus_client.account import act_as_owner
 from nexus_client.site import SiteHome, default_base
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from nexus_common.account import act_as_owner
 from nexus_common.audit_view import SinceOption, VerifyOption, show_audit
 from nexus_common.cli import options, show
 from nexus_common.errors import NexusError
 from nexus_common.plan_page import as_html, as_markdown
 from nexus_common.plan_words import plan_words
 
-from nexus_client.account import act_as_owner
 from nexus_client.consent import Consent
 from nexus_client.privacy import epsilon
 from nexus_client.site import SiteHome

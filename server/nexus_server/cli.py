@@ -14,7 +14,7 @@ from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
 
 from nexus_server import admin_api as admin
-from nexus_server import cli_models, cli_plans, cli_report
+from nexus_server import cli_lifecycle, cli_models, cli_plans, cli_report
 from nexus_server.asking import call, home_of
 from nexus_server.settings import TEMPLATE, ServerSettingsFile, audit_file, checked
 from nexus_server.words import sentence
@@ -22,7 +22,7 @@ from nexus_server.words import sentence
 app = new_app(
     "The consortium's server. Without a command it runs until it is stopped.",
     "nexus-server --home ./server",
-    "init invite sites plan train stop status models report audit revoke rotate-ca",
+    "init invite sites plan train stop status models report check backup restore audit revoke rotate-ca",
 )
 
 
@@ -208,6 +208,7 @@ def status(context: typer.Context) -> None:
 
 cli_models.add_model_commands(app)
 cli_report.add_report_command(app)
+cli_lifecycle.add_lifecycle_commands(app)
 
 
 @app.command("audit")

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nexus_client.account import act_as_owner
 from nexus_client.embed import default_base
 from nexus_client.site import SiteHome
+from nexus_common.account import act_as_owner
 from nexus_common.base_model import base_hash
 from nexus_common.errors import NexusError
 

@@ -31,6 +31,7 @@ from nexus_client.record import ProtocolRecord
 from nexus_client.site import SiteSettings
 from nexus_common import address, audit, certs, wire
 from nexus_common import flower as fl
+from nexus_common.archive import Archive
 from nexus_common.authorities import Authorities
 from nexus_common.config import parse_toml
 from nexus_common.enrolment import Authority, EnrolAnswer, EnrolRequest, Invite
@@ -307,6 +308,17 @@ def _audit(path: Path) -> Any:
     return None
 
 
+def _backup(path: Path) -> int:
+    """A backup of somebody's, up to its last byte."""
+    found = Archive.read(path, "nexus-server")
+    with found.file, tempfile.TemporaryDirectory(prefix="nxf") as folder:
+        found.unpack(Path(folder))
+        assert {one.relative_to(folder).as_posix() for one in Path(folder).rglob("*") if one.is_file()} == {
+            *found.places
+        }
+    return len(found.places)
+
+
 def _masked(data: bytes) -> Any:
     plan = protocol.decode(seeds.protocol_plans()[0])
     total = MaskedSum(plan.dim + 1, plan.mod_bits)
@@ -400,6 +412,7 @@ DECODERS: dict[str, Decoder] = {
         NEXUS,
         "plan.parse_plan config.parse_toml config.parse_table",
     ),
+    "backup": Decoder(_file(_backup), seeds.backups, NEXUS, "archive.Archive.read"),
     "recipe-file": Decoder(_file(read_recipe), seeds.plan_files, NEXUS, "recipe.read_recipe"),
     "protocol-plan": Decoder(
         protocol.decode, seeds.protocol_plans, (Refusal,), "secagg.plan.decode", encode=lambda plan: plan.encoded

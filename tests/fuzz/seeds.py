@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from nexus_common import certs, wire
 from nexus_common import flower as fl
+from nexus_common.archive import Contents, pack
 from nexus_common.audit import AuditLog
 from nexus_common.authorities import Authorities
 from nexus_common.enrolment import EnrolRequest, Invite, request_bytes
@@ -319,3 +320,15 @@ def audit_logs() -> list[bytes]:
 
     whole = _written(write)
     return [whole, whole[:-20]]
+
+
+@functools.cache
+def backups() -> list[bytes]:
+    """A backup with two files."""
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        (here / "a").write_bytes(b"settings")
+        (here / "b").write_bytes(bytes(700))
+        listed = Contents(kind="nexus-server", of="x", made=1.0, version="1", schema_number=1, files={})
+        pack(here / "backup.tar", listed, {"server.toml": here / "a", "state/registry.sqlite": here / "b"})
+        return [(here / "backup.tar").read_bytes()]

@@ -1,0 +1,208 @@
+"""The server's whole state in one file, taken while it runs, and made a server again from that file.
+
+SQLite's own backup gives the database at one instant; the files of versions are named by their content and never
+change.  The file holds the keys of the CA and of the server: whoever has it can pass for the server.
+"""
+
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from nexus_common import __version__, archive, audit
+from nexus_common.account import act_as_owner
+from nexus_common.archive import Archive, Contents
+from nexus_common.audit import AuditLog
+from nexus_common.disk import sync_folder, write_durably
+from nexus_common.errors import NexusError
+
+from nexus_server.ca import CertificateAuthority, CertificateFiles
+from nexus_server.database import MIGRATIONS
+from nexus_server.registry import Registry
+from nexus_server.settings import audit_file, read_settings
+
+KIND: Final = "nexus-server"
+BACKED_UP: Final = "backed up"  # the line in the audit log, by which `check` knows a backup's age
+TRIES: Final = 20
+_PARTS: Final = ("state", "keys", "audit.jsonl", "server.toml")  # as they come back; the last says that all is there
+_UNFINISHED: Final = ".restoring"
+_VECTORS: Final = """
+    SELECT 'versions/' || hash FROM versions UNION
+    SELECT 'optimiser/' || optimiser FROM runs WHERE optimiser IS NOT NULL"""
+
+
+def back_up(home: Path, file: Path) -> tuple[Contents, str]:
+    """Write all that a server is into ``file``; the list of what is in it, and the file's SHA-256."""
+    settings, file = read_settings(home), file.absolute()
+    if not file.parent.is_dir():
+        raise NexusError(f"{file.parent} is no folder")
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".nexus-backup-") as folder:
+        beside = Path(folder)
+        state, schema = _state(home / "state", beside)
+        keys = _keys(home / "keys", beside)
+        audit.copy(audit_file(home), beside / "audit.jsonl")
+        shutil.copyfile(home / "server.toml", beside / "server.toml")
+        sources = state | keys | {name: beside / name for name in ("audit.jsonl", "server.toml")}
+        contents = Contents(
+            kind=KIND, of=settings.name, made=time.time(), version=__version__, schema_number=schema, files={}
+        )
+        digest = archive.pack(file, contents, sources)
+    AuditLog(audit_file(home)).append(BACKED_UP, bytes=file.stat().st_size, sha256=digest)
+    return contents, digest
+
+
+def _state(state: Path, beside: Path) -> tuple[dict[str, Path], int]:
+    """The database at one instant and the files that it names.
+
+    Versions stay for ever; an optimiser's state goes as soon as the next round is committed, and then it is all begun
+    again.
+    """
+    copy, missing = beside / "registry.sqlite", state
+    for _ in range(TRIES):
+        copy.unlink(missing_ok=True)
+        files, schema = {"state/registry.sqlite": copy}, _snapshot(state / "registry.sqlite", copy)
+        try:
+            for name in _named(copy):
+                source = state / f"{name}.safetensors"
+                if name.startswith("optimiser/"):
+                    source = Path(shutil.copyfile(source, beside / source.name))
+                elif not source.exists():
+                    raise FileNotFoundError(source)
+                files[f"state/{name}.safetensors"] = source
+        except FileNotFoundError as problem:
+            missing = Path(problem.filename or problem.args[0])
+            continue
+        _check(copy, state / copy.name)
+        return files, schema
+    raise NexusError(f"{missing} is missing, and the database names it: restore it from an earlier backup")
+
+
+def _snapshot(database: Path, copy: Path) -> int:
+    """Copy a database that may be in use; its schema."""
+    try:
+        with (
+            closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True)) as old,
+            closing(sqlite3.connect(copy)) as new,
+        ):
+            old.backup(new)
+            new.execute("PRAGMA journal_mode=DELETE")
+            (schema,) = new.execute("PRAGMA user_version").fetchone()
+    except sqlite3.Error as problem:
+        raise NexusError(f"{database} cannot be backed up: {problem}") from None
+    if schema > len(MIGRATIONS):
+        raise NexusError(f"{database} has schema {schema}, this program knows {len(MIGRATIONS)}: upgrade it")
+    return int(schema)
+
+
+def _named(database: Path) -> list[str]:
+    """The files of vectors that a database names."""
+    try:
+        with closing(sqlite3.connect(database)) as db:
+            return [row[0] for row in db.execute(_VECTORS)]
+    except sqlite3.Error as problem:
+        raise NexusError(f"the database cannot be read: {problem}; take an earlier backup") from None
+
+
+def _check(database: Path, called: Path) -> None:
+    """NexusError where a database is damaged."""
+    try:
+        with closing(sqlite3.connect(database)) as db:
+            (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    except sqlite3.Error as problem:
+        found = str(problem)
+    if found != "ok":
+        raise NexusError(f"{called} is damaged ({found}); take an earlier backup")
+
+
+def _keys(keys: Path, beside: Path) -> dict[str, Path]:
+    """Copies of the keys and certificates as they were together; a rotation may be going on."""
+    for _ in range(TRIES):
+        read = _contents(keys)
+        if read == _contents(keys):
+            break
+    else:
+        raise NexusError(f"{keys} changes all the time; try again")
+    copied = dict[str, Path]()
+    for name, data in read.items():
+        copied[f"keys/{name}"] = beside / name
+        write_durably(beside / name, data)
+    return copied
+
+
+def _contents(keys: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(keys.glob("[!.]*")) if path.suffix in (".crt", ".key")}
+
+
+def restore(file: Path, home: Path) -> Contents:
+    """Make a server's folder from a backup; there must be none yet.  What is restored asks its sites for what is newer.
+
+    Whole or not at all: ``server.toml`` comes last, and what an interrupted restore has left is cleared away.
+    """
+    opened = Archive.read(file, KIND)
+    with closing(opened.file):
+        contents = opened.contents
+        if contents.schema_number > len(MIGRATIONS):
+            raise NexusError(
+                f"{file} has schema {contents.schema_number}, this program knows {len(MIGRATIONS)}: it was made by a "
+                f"newer nexus-server ({contents.version[:20]}); install that one first"
+            )
+        if home.exists():
+            act_as_owner(home)
+        with _staging(home) as staging:
+            opened.unpack(staging)
+            _complete(staging, contents)
+            for part in _PARTS:
+                (staging / part).rename(home / part)
+                sync_folder(home)
+    return contents
+
+
+def _complete(staging: Path, contents: Contents) -> None:
+    """Make sure that a server can run on it, and that it knows that it was restored."""
+    lacking = [part for part in (*_PARTS, "keys/server.key") if not (staging / part).exists()]
+    if lacking:
+        raise NexusError(f"the backup lacks {', '.join(lacking)}; take another")
+    read_settings(staging)
+    CertificateAuthority(CertificateFiles(staging / "keys"))
+    database = staging / "state" / "registry.sqlite"
+    _check(database, database)
+    with closing(Registry(staging / "state")) as registry:
+        registry.note_restored()
+    if missing := [name for name in _named(database) if not (staging / "state" / f"{name}.safetensors").is_file()]:
+        raise NexusError(f"the backup lacks {missing[0]}.safetensors, which its database names; take another")
+    AuditLog(audit_file(staging)).append("restored", made=int(contents.made))
+
+
+@contextmanager
+def _staging(home: Path) -> Iterator[Path]:
+    """A folder to unpack into, beside where everything goes; NexusError where a server is there already."""
+    staging = home / _UNFINISHED
+    there = [part for part in _PARTS if (home / part).exists()]
+    if there and (not staging.is_dir() or "server.toml" in there):
+        raise NexusError(
+            f"{home} holds a server already ({', '.join(there)}), and restoring takes nothing's place; stop it, move "
+            "it aside and try again, or give --home another folder"
+        )
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for part in (*there, _UNFINISHED):
+        _remove(home / part)
+    staging.mkdir(mode=0o700)
+    try:
+        yield staging
+    finally:
+        if not (home / "server.toml").exists():
+            for part in _PARTS:
+                _remove(home / part)
+        shutil.rmtree(staging)
+
+
+def _remove(path: Path) -> None:
+    """Of an interrupted restore."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""``nexus-server backup`` and ``restore``: the whole server as one file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from nexus_common.cli import moment, show
+
+from nexus_server.asking import home_of
+
+
+def add_lifecycle_commands(app: typer.Typer) -> None:
+    """``backup``, ``restore``."""
+
+    @app.command()
+    def backup(
+        context: typer.Context,
+        file: Annotated[Path, typer.Argument(help="the file to write; there must be none yet")],
+    ) -> None:
+        """Write the whole server into one file, while it runs. The file holds SECRET KEYS (mode 0600).
+
+        Database, versions, audit log, settings, and the keys of the CA and the server: whoever has the file can pass
+        for the server. Keep it as you keep those keys.
+
+        \b
+        Example: nexus-server backup /media/safe/nexus-2026-05-02.tar
+        """
+        from nexus_server.backup import back_up  # noqa: PLC0415
+
+        contents, digest = back_up(home_of(context), file)
+        size = file.stat().st_size
+        show(
+            context,
+            {"file": str(file), "bytes": size, "sha256": digest, "files": len(contents.files)},
+            f"written: {file}, {size / 1e6:.1f} MB, SHA-256 {digest}\nIt holds secret keys (the CA's, the server's), "
+            "mode 0600; keep it where you would keep those.",
+        )
+
+    @app.command()
+    def restore(
+        context: typer.Context,
+        file: Annotated[Path, typer.Argument(help="what `backup` has written")],
+    ) -> None:
+        """Make a server again from a backup, where there is none.
+
+        Its sites come back by themselves. Before it goes on it asks them for versions newer than the backup's, and goes
+        on from the newest that a quorum holds. Stop the old server first where it still runs: both have the same keys.
+
+        \b
+        Example: nexus-server restore /media/safe/nexus-2026-05-02.tar
+        """
+        from nexus_server.backup import restore as made_again  # noqa: PLC0415
+
+        home = home_of(context)
+        contents = made_again(file, home)
+        show(
+            context,
+            {"home": str(home), "of": contents.of, "made": contents.made, "files": len(contents.files)},
+            f"restored {contents.of} as of {moment(contents.made)} into {home}\n"
+            "Does the old server still run somewhere? Stop it: both have the same keys, and a site cannot tell them "
+            "apart. Sums stay safe, for that is in the sites' records, but each spoils the other's rounds, and the "
+            "run would fork.\n"
+            "What was withdrawn, rolled back, invited, enrolled or revoked since the backup is not known here: do it "
+            f"again.\nnext: nexus-server --home {home}   (it asks its sites for versions newer than the backup's)",
+        )

@@ -1,0 +1,66 @@
+"""A server is backed up in mid-run, lost three rounds later, and restored: its run goes on from where it was."""
+
+import json
+import shutil
+import stat
+from collections.abc import Iterator
+
+import pytest
+from nexus_common import certs
+
+from tests.federation.sim import SimSite
+from tests.processes.harness import Federation, until
+
+pytestmark = pytest.mark.processes
+SITES, AGENT = ("bank-a", "bank-b", "hospital-a"), "hospital-a"
+
+
+@pytest.fixture(scope="module")
+def federation() -> Iterator[Federation]:
+    with Federation() as made:
+        made.found(*SITES, rows=60)
+        yield made
+
+
+def newest(federation: Federation) -> int:
+    return int(federation.versions("kept")[-1]["number"])
+
+
+def test_a_run_survives_the_loss_of_its_server_from_an_older_backup(federation: Federation) -> None:
+    recipe = {"local": {"steps": 5, "batch_rows": 8}, "adapter": {"salience": False}}
+    plan = federation.plan("kept", SITES, rounds=1000, gather_seconds=5.0, **recipe)
+    simulated = {
+        site: SimSite(site, plan, certs.load_identity(federation.keys(site) / "identity.key")) for site in SITES[:2]
+    }
+    for site, handle in simulated.items():
+        federation.link(site, handle)
+    federation.start(AGENT)
+    federation.train(plan, approved_by=[AGENT])
+    until("two rounds", lambda: newest(federation) >= 2)
+    file = federation.home / "backup.tar"
+    said = federation.call("nexus-server", "backup", str(file))
+    assert said.returncode == 0, said.stderr
+    assert "secret keys" in said.stdout
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    at = newest(federation)
+    until("three rounds more", lambda: newest(federation) >= at + 3)
+    federation.kill("server")
+    lost = simulated["bank-a"].had[-1].round
+    shutil.rmtree(federation.home / "server")
+    assert federation.ask("nexus-server", "restore", str(file))["of"] == "consortium"
+    again = federation.call("nexus-server", "restore", str(file))
+    assert (again.returncode, "holds a server already" in again.stderr) == (1, True)
+    federation.start("server")
+    until("the run goes on", lambda: newest(federation) > lost + 1)
+    until("with all sites", lambda: federation.versions("kept")[-1]["cohort"] == list(SITES))
+    entries = federation.ask("nexus-server", "audit")["entries"]
+    (adopted,) = [line for line in entries if line["event"] == "version adopted"]
+    assert adopted["version"] >= at + 2
+    assert lost - 1 <= adopted["version"] <= lost
+    assert adopted["sites"] == list(SITES)
+    assert [line["event"] for line in entries].count("restored") == 1
+    federation.ask("nexus-server", "audit", "--verify")
+    own = federation.ask("nexus-client", "audit", "--site", AGENT)["entries"]
+    came = [line["version"] for line in own if line["event"] == "version received"]
+    assert came == sorted(came), "no older version was sent after the restore"
+    assert json.dumps(own).count("epoch-replay") == 0
