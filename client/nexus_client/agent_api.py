@@ -1,6 +1,6 @@
 """What the agent's socket and the commands exchange: reports as data, nothing that needs torch or Flower."""
 
-from typing import Final, Literal
+from typing import Final
 
 from nexus_common.report import QualityLine
 from nexus_common.rpc import Body
@@ -38,27 +38,6 @@ class StatusReport(Body):
     proposed: tuple[str, ...] = ()
     problem: str | None = None
     metrics: str | None = None  # of a running agent: where they are served, or why they are not
-
-
-class CheckLine(Body):
-    """One thing looked at; ``remedy`` where it is not good."""
-
-    name: str
-    state: Literal["ok", "warning", "fault"]
-    found: str
-    remedy: str | None = None
-
-
-class CheckReport(Body):
-    """All checks; good means no fault."""
-
-    site: str
-    lines: list[CheckLine]
-
-    @property
-    def good(self) -> bool:
-        """Whether the site can take part."""
-        return not any(line.state == "fault" for line in self.lines)
 
 
 class UnreadPath(Body):

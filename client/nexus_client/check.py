@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cryptography import x509
+from nexus_common.checks import CheckLine, CheckReport, line
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.recipe import PACKAGED_BASE
 
-from nexus_client.agent_api import CheckLine, CheckReport
-from nexus_client.check_server import check_server, line
+from nexus_client.check_server import check_server
 from nexus_client.check_service import check_service
 from nexus_client.consent import Consent
 from nexus_client.material import texts_of
@@ -28,12 +28,18 @@ WARN_DAYS: Final = 121  # a third of a certificate's year: when renewal is due
 TOKEN_BYTES: Final = 110_000  # a text's token states on disk, a typical passage
 
 
-def check_site(place: SiteHome) -> CheckReport:
+class SiteReport(CheckReport):
+    """Those of one site."""
+
+    site: str
+
+
+def check_site(place: SiteHome) -> SiteReport:
     """Look at all of it; one fault does not hide the next."""
     try:
         settings = place.settings()
     except NexusError as problem:
-        return CheckReport(site=place.site, lines=[line("settings", "fault", str(problem), "correct site.toml")])
+        return SiteReport(site=place.site, lines=[line("settings", "fault", str(problem), "correct site.toml")])
     workspace = Workspace(place, settings)
     lines = [line("settings", "ok", str(place.settings_file))]
     parts: tuple[Callable[[], Iterator[CheckLine]], ...] = (
@@ -48,7 +54,7 @@ def check_site(place: SiteHome) -> CheckReport:
     )
     for part in parts:
         lines += part()
-    return CheckReport(site=place.site, lines=lines)
+    return SiteReport(site=place.site, lines=lines)
 
 
 def _policy(place: SiteHome) -> Iterator[CheckLine]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from nexus_common.address import split_address
+from nexus_common.checks import CheckLine, line
 from nexus_common.errors import NexusError
 
-from nexus_client.agent_api import CheckLine
 from nexus_client.clock import seconds_ahead
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.tls import dial, foreign_issuer, tls_context
@@ -28,11 +28,6 @@ QUESTION: Final = "\r\n".join(
     )
 )
 """A sign of life that nobody signed: the server refuses it with 401, and with 404 to sites that it does not know."""
-
-
-def line(name: str, state: str, found: str, remedy: str | None = None) -> CheckLine:
-    """One thing looked at."""
-    return CheckLine.model_validate({"name": name, "state": state, "found": found, "remedy": remedy})
 
 
 def check_server(place: SiteHome, settings: SiteSettings) -> Iterator[CheckLine]:

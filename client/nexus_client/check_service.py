@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from nexus_common import rpc
+from nexus_common.checks import CheckLine, line
 
-from nexus_client.agent_api import SERVICE, CheckLine, DataAccess, UnreadPath
-from nexus_client.check_server import line
+from nexus_client.agent_api import SERVICE, DataAccess, UnreadPath
 from nexus_client.site import ETC, SiteHome
 
 NAME: Final = "service"

@@ -10,6 +10,7 @@ import typer
 from nexus_common import logs, rpc
 from nexus_common.account import act_as_owner
 from nexus_common.address import split_proxy
+from nexus_common.checks import show_checks
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.errors import NexusError
 from rich.console import Console
@@ -97,17 +98,7 @@ def check(context: typer.Context) -> None:
     from nexus_client.check import check_site  # noqa: PLC0415
 
     place = place_of(context)
-    report = check_site(place)
-    signs = {"ok": "ok", "warning": "WARN", "fault": "FAULT"}
-    lines = [
-        f"{signs[line.state]:5}  {line.name}: {line.found}" + (f"\n         -> {line.remedy}" if line.remedy else "")
-        for line in report.lines
-    ]
-    show(context, report.model_dump(), "\n".join(lines))
-    if not report.good:
-        raise NexusError(
-            f"{sum(line.state == 'fault' for line in report.lines)} fault(s) to mend before this site can take part"
-        )
+    show_checks(context, check_site(place), "this site can take part")
 
 
 cli_unit.add_unit_command(app)

@@ -43,7 +43,7 @@ class Contents(Settings):
 
     kind: str
     of: str
-    made: float
+    made: Annotated[float, Field(ge=0, le=1e11)]  # Unix seconds
     version: str
     schema_number: Annotated[int, Field(ge=0)]
     files: dict[str, Member]
@@ -123,6 +123,9 @@ class Archive:
                 if (info.name, info.size) != (name, member.size) or not _NAME.fullmatch(name):
                     raise ValueError("its files are not those of its list")
                 places[name] = place
+            parts = (name.split("/") for name in places)
+            if {"/".join(part[:n]) for part in parts for n in range(1, len(part))} & places.keys():
+                raise ValueError("a file of its list is a folder too")
         except (ValueError, StopIteration, tarfile.HeaderError) as problem:
             file.close()
             told = "its list cannot be read" if isinstance(problem, ValidationError) else str(problem)

@@ -66,7 +66,7 @@ def _state(state: Path, beside: Path) -> tuple[dict[str, Path], int]:
         copy.unlink(missing_ok=True)
         files, schema = {"state/registry.sqlite": copy}, _snapshot(state / "registry.sqlite", copy)
         try:
-            for name in _named(copy):
+            for name in files_named(copy):
                 source = state / f"{name}.safetensors"
                 if name.startswith("optimiser/"):
                     source = Path(shutil.copyfile(source, beside / source.name))
@@ -76,7 +76,7 @@ def _state(state: Path, beside: Path) -> tuple[dict[str, Path], int]:
         except FileNotFoundError as problem:
             missing = Path(problem.filename or problem.args[0])
             continue
-        _check(copy, state / copy.name)
+        check_copy(copy, state / copy.name)
         return files, schema
     raise NexusError(f"{missing} is missing, and the database names it: restore it from an earlier backup")
 
@@ -98,7 +98,7 @@ def _snapshot(database: Path, copy: Path) -> int:
     return int(schema)
 
 
-def _named(database: Path) -> list[str]:
+def files_named(database: Path) -> list[str]:
     """The files of vectors that a database names."""
     try:
         with closing(sqlite3.connect(database)) as db:
@@ -107,7 +107,7 @@ def _named(database: Path) -> list[str]:
         raise NexusError(f"the database cannot be read: {problem}; take an earlier backup") from None
 
 
-def _check(database: Path, called: Path) -> None:
+def check_copy(database: Path, called: Path) -> None:
     """NexusError where a database is damaged."""
     try:
         with closing(sqlite3.connect(database)) as db:
@@ -169,10 +169,10 @@ def _complete(staging: Path, contents: Contents) -> None:
     read_settings(staging)
     CertificateAuthority(CertificateFiles(staging / "keys"))
     database = staging / "state" / "registry.sqlite"
-    _check(database, database)
+    check_copy(database, database)
     with closing(Registry(staging / "state")) as registry:
         registry.note_restored()
-    if missing := [name for name in _named(database) if not (staging / "state" / f"{name}.safetensors").is_file()]:
+    if missing := [name for name in files_named(database) if not (staging / "state" / f"{name}.safetensors").is_file()]:
         raise NexusError(f"the backup lacks {missing[0]}.safetensors, which its database names; take another")
     AuditLog(audit_file(staging)).append("restored", made=int(contents.made))
 

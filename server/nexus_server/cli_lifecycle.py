@@ -1,16 +1,28 @@
-"""``nexus-server backup`` and ``restore``: the whole server as one file."""
+"""``nexus-server check``, ``backup`` and ``restore``: is it well, and the whole of it as one file."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from nexus_common.checks import show_checks
 from nexus_common.cli import moment, show
 
 from nexus_server.asking import home_of
 
 
 def add_lifecycle_commands(app: typer.Typer) -> None:
-    """``backup``, ``restore``."""
+    """``check``, ``backup``, ``restore``."""
+
+    @app.command()
+    def check(context: typer.Context) -> None:
+        """Check settings, keys, certificates, ports, disk, database, audit log, clock and last backup.
+
+        \b
+        Example: nexus-server check
+        """
+        from nexus_server.check import check_server  # noqa: PLC0415
+
+        show_checks(context, check_server(home_of(context)), "this server can be relied on")
 
     @app.command()
     def backup(

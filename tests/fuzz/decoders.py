@@ -412,7 +412,7 @@ DECODERS: dict[str, Decoder] = {
         NEXUS,
         "plan.parse_plan config.parse_toml config.parse_table",
     ),
-    "backup": Decoder(_file(_backup), seeds.backups, NEXUS, "archive.Archive.read"),
+    "backup": Decoder(_file(_backup), seeds.backups, NEXUS, "archive.Archive.read archive.Archive.unpack"),
     "recipe-file": Decoder(_file(read_recipe), seeds.plan_files, NEXUS, "recipe.read_recipe"),
     "protocol-plan": Decoder(
         protocol.decode, seeds.protocol_plans, (Refusal,), "secagg.plan.decode", encode=lambda plan: plan.encoded

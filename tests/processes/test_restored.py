@@ -42,6 +42,9 @@ def test_a_run_survives_the_loss_of_its_server_from_an_older_backup(federation: 
     assert said.returncode == 0, said.stderr
     assert "secret keys" in said.stdout
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    checked = federation.ask("nexus-server", "check")
+    assert checked["running"]
+    assert {one["name"]: one["found"] for one in checked["lines"]}["port"].endswith("answers")
     at = newest(federation)
     until("three rounds more", lambda: newest(federation) >= at + 3)
     federation.kill("server")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from nexus_client.agent_api import CheckLine
 from nexus_client.check import check_site
 from nexus_client.policy import change_policy, write_policy
 from nexus_client.site import SiteHome
 from nexus_client.status import status
 from nexus_common import certs
 from nexus_common.authorities import Authorities
+from nexus_common.checks import CheckLine
 from nexus_common.plan import hash_of
 
 from tests.plans import make_plan, of_another_release
@@ -123,7 +123,7 @@ def lines(place: SiteHome, name: str) -> list[CheckLine]:
 def test_a_site_in_order_has_no_fault(place: SiteHome, start: Callable[..., str]) -> None:
     write(place, start())
     report = check_site(place)
-    assert report.good
+    assert not report.faults
     assert {line.name for line in report.lines if line.state == "ok"} >= {"settings", "data", "disk", "server", "clock"}
 
 
@@ -138,7 +138,7 @@ def test_one_fault_does_not_hide_the_next(place: SiteHome) -> None:
     (place.keys / "site.crt").unlink()
     write(place, "127.0.0.1:1", "holdout_share = 0.9")
     report = check_site(place)
-    assert not report.good
+    assert report.faults
     assert {line.name for line in report.lines if line.state == "fault"} == {"certificate", "server"}
     assert all(line.remedy for line in report.lines if line.state == "fault")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from nexus_client import agent_api
 from nexus_client import check_service as module
-from nexus_client.agent_api import CheckLine, DataAccess, UnreadPath
+from nexus_client.agent_api import DataAccess, UnreadPath
 from nexus_client.check_service import check_service
 from nexus_client.data_access import data_access
 from nexus_client.site import SiteHome
 from nexus_common import rpc
+from nexus_common.checks import CheckLine
 
 NOBODY = 65534
 

@@ -1,0 +1,47 @@
+"""What ``check`` finds, on either side: one line for each thing looked at, with the remedy where it is not good."""
+
+from typing import Final, Literal
+
+import typer
+
+from nexus_common.cli import show
+from nexus_common.errors import NexusError
+from nexus_common.rpc import Body
+
+_SIGNS: Final = {"ok": "ok", "warning": "WARN", "fault": "FAULT"}
+
+
+class CheckLine(Body):
+    """One thing looked at; ``remedy`` where it is not good."""
+
+    name: str
+    state: Literal["ok", "warning", "fault"]
+    found: str
+    remedy: str | None = None
+
+
+class CheckReport(Body):
+    """All checks; good means no fault."""
+
+    lines: list[CheckLine]
+
+    @property
+    def faults(self) -> int:
+        """How many have to be mended."""
+        return sum(line.state == "fault" for line in self.lines)
+
+
+def line(name: str, state: str, found: str, remedy: str | None = None) -> CheckLine:
+    """One thing looked at."""
+    return CheckLine.model_validate({"name": name, "state": state, "found": found, "remedy": remedy})
+
+
+def show_checks(context: typer.Context, report: CheckReport, before: str) -> None:
+    """Print all lines; NexusError where there is a fault, to be mended ``before`` something."""
+    lines = [
+        f"{_SIGNS[one.state]:5}  {one.name}: {one.found}" + (f"\n         -> {one.remedy}" if one.remedy else "")
+        for one in report.lines
+    ]
+    show(context, report.model_dump(), "\n".join(lines))
+    if report.faults:
+        raise NexusError(f"{report.faults} fault(s) to mend before {before}")
