@@ -20,7 +20,7 @@ PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
 .PHONY: demo test test-ops lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice bench-serve \
-        bench-speed bench-million bench-metrics chaos fuzz lock dashboards licences check-aarch64 audit clean
+        bench-speed bench-million bench-metrics chaos fuzz lock bundle dashboards licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -85,6 +85,9 @@ bench-million: $(VENV)/.dev
 
 lock: $(VENV)/.runtime
 	$(RUN) deploy/lock/lock.py $(if $(UPGRADE),--upgrade)
+
+bundle: $(VENV)/.dev
+	$(RUN) deploy/bundle/bundle.py $(MACHINE:%=--machine %) $(FOR_PYTHON:%=--python %) $(SIGN:%=--sign %)
 
 dashboards: $(VENV)/.dev
 	$(RUN) deploy/grafana/generate.py

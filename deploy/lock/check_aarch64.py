@@ -8,23 +8,20 @@ needed.  Speed under emulation says nothing.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from lock import HERE
 from nexus_client.embed import default_base
 from nexus_client.encoder_file import encoder_file
-from packaging.requirements import Requirement
+from pins import pins, wheels_for
 
 ROOT = HERE.parent.parent
 FOLDER = ROOT / ".aarch64"
-MACHINE = {"platform_machine": "aarch64", "sys_platform": "linux", "python_version": "3.11", "extra": ""}
-GLIBC = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+MACHINE = "aarch64"
 DEBIAN = (
     *("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libstdc++6", "libgcc-s1"),
     *("zlib1g", "libexpat1", "libffi8", "libssl3", "libbz2-1.0", "liblzma5", "libsqlite3-0", "libuuid1", "libgomp1"),
@@ -36,32 +33,28 @@ SENTENCE = "Where do I park at the hospital?"
 WITHIN = 1e-5
 
 
-def pins() -> Iterator[str]:
-    """A client's pins for aarch64 and Python 3.11, as lines of a requirements file without markers."""
-    for name in ("torch-cpu", "client"):
-        for pin in re.finditer(r"^(\w.*?) \\\n((?:[ \t].*\n)*)", (HERE / f"{name}.txt").read_text(), re.MULTILINE):
-            wanted = Requirement(pin[1])
-            if wanted.marker is None or wanted.marker.evaluate(MACHINE):
-                yield f"{wanted.name}{wanted.specifier} \\\n{pin[2]}"
-
-
 def fetch(wheels: Path) -> None:
     """All packages, unpacked; pip refuses what has no wheel for the machine, or another hash."""
     wanted = FOLDER / "requirements.txt"
-    text = "".join(pins())
+    text = "".join(pins(("torch-cpu", "client"), MACHINE))
     if wheels.exists() and wanted.exists() and wanted.read_text() == text:
         return
     shutil.rmtree(wheels, ignore_errors=True)
     wanted.unlink(missing_ok=True)
     beside = FOLDER / "fetching.txt"
     beside.write_text(text)
-    platforms = [option for glibc in GLIBC for option in ("--platform", f"{glibc}_aarch64")]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", wheels,
-         *platforms, "--python-version", "3.11", "--implementation", "cp", "--only-binary", ":all:", "--no-deps",
-         "--require-hashes", "--requirement", beside],
-        check=True,
-    )  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *wheels_for(MACHINE),
+        "--target",
+        wheels,
+        "--requirement",
+        beside,
+    ]
+    subprocess.run(command, check=True)
     beside.replace(wanted)
 
 
@@ -140,7 +133,7 @@ def main() -> int:
     here, ours = embedded([sys.executable], rooms)
     apart = float(np.abs(theirs - ours).max())
     print(f"{there}: the client is imported and a sentence embedded, within {apart:.1e} of {here} (at most {WITHIN})")
-    return 0 if there == "aarch64" and apart <= WITHIN else 1
+    return 0 if there == MACHINE and apart <= WITHIN else 1
 
 
 if __name__ == "__main__":
