@@ -81,13 +81,13 @@ class GridExchange:
         self._metrics.bytes[SENT].inc(sum(parcel.size for parcel in parcels.values()))
         sent = [fl.instruction(parcel, nodes[site], timeout_seconds + 5) for site, parcel in parcels.items()]
         for reply in self._grid.send_and_receive(sent, timeout=timeout_seconds):
-            answers[site_of[reply.metadata.src_node_id]] = answer = _decoded(reply)
-            self._count(answer)
+            answer, size = _decoded(reply)
+            answers[site_of[reply.metadata.src_node_id]] = answer
+            self._count(answer, size)
         return answers
 
-    def _count(self, answer: wire.Message | Failure) -> None:
-        if not isinstance(answer, Failure):
-            self._metrics.bytes[RECEIVED].inc(wire.encode(answer).size)
+    def _count(self, answer: wire.Message | Failure, size: int) -> None:
+        self._metrics.bytes[RECEIVED].inc(size)
         if isinstance(answer, wire.Refused):
             self._metrics.refusals[answer.code].inc()
 
@@ -104,10 +104,12 @@ def _recipients(messages: Mapping[str, wire.Message]) -> list[tuple[wire.Message
     return list(found.values())
 
 
-def _decoded(reply: fl.Message) -> wire.Message | Failure:
+def _decoded(reply: fl.Message) -> tuple[wire.Message | Failure, int]:
+    """What a site said, and how many bytes that took; none where it is no message."""
     if reply.has_error():
-        return Failure(str(reply.error.reason)[:200])
+        return Failure(str(reply.error.reason)[:200]), 0
     try:
-        return wire.decode(fl.parcel_of(reply))
+        parcel = fl.parcel_of(reply)
+        return wire.decode(parcel), parcel.size
     except Refusal as refusal:
-        return Failure(refusal.code)
+        return Failure(refusal.code), 0

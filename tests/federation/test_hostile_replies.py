@@ -110,7 +110,7 @@ def trip(grid: LocalGrid, attack: Attack) -> wire.Message | Failure:
     asking.join(20)
     (answer,) = answers
     assert len(grid.state.object_store) == len(grid.state.message_ins_store) == len(grid.state.message_res_store) == 0
-    return _decoded(answer)
+    return _decoded(answer)[0]
 
 
 @pytest.mark.parametrize(
