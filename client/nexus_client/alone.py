@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from nexus_common.disk import write_durably
@@ -35,26 +36,25 @@ def default_recipe(workspace: Workspace) -> Recipe:
 def train_alone(workspace: Workspace, recipe: Recipe, on_round: OnRound = lambda *_: None) -> StoredAdapter:
     """Train ``rounds`` times ``local.steps`` steps and keep the best; a stored one that is current stands.
 
-    ``on_round`` hears how many of the rounds are done.
+    ``on_round`` hears how many of the rounds are done, and may raise to put the others off: they follow the next time.
     """
     stored = StoredAdapter.read(workspace.place.alone_file)
     if stored and stored.trained_on == workspace.fingerprint and _same(stored.recipe) == _same(recipe):
         return stored
-    training = _Training(workspace, recipe)
-    best, best_score, waiting = training.newest, -np.inf, [training.newest]
-    for number in range(1, recipe.rounds + 1):
+    training = _PUT_OFF.pop(workspace, None)
+    if training is None or _same(training.recipe) != _same(recipe):
+        training = _Training(workspace, recipe)
+    training.ready(workspace)
+    training.judge(workspace)  # what it was put off before
+    while not training.done:
         training.round()
-        waiting.append(training.newest)
-        on_round(number, recipe.rounds)
-        if len(waiting) < JUDGED_AT_ONCE and number < recipe.rounds:
-            continue
-        scores = chosen_scores(workspace, [(layout, vector) for _, layout, vector in waiting])
-        if scores is None:
-            best = waiting[-1]  # nothing to choose by: the last
-        elif max(scores) > best_score:
-            best, best_score = waiting[int(np.argmax(scores))], max(scores)
-        waiting = []
-    number, layout, vector = best
+        try:
+            on_round(len(training.line), recipe.rounds)
+        except BaseException:
+            _PUT_OFF[workspace] = training
+            raise
+        training.judge(workspace)
+    number, layout, vector = training.best
     kept = StoredAdapter(recipe, number, vector, layout, workspace.fingerprint)
     write_durably(workspace.place.alone_line_file, json.dumps([asdict(point) for point in training.line]).encode())
     kept.write(workspace.place.alone_file)
@@ -66,11 +66,31 @@ class _Training:
 
     def __init__(self, workspace: Workspace, recipe: Recipe) -> None:
         self.recipe, self.line = recipe, list[Point]()
-        self._readied: Readied = workspace.ready(recipe)
-        self._held_out = HeldOut(recipe, self._readied.held_out, self._readied.states)
         self._layer, self._stage = workspace.layer, 0
         self._vector = recipe.adapter.layout.first_vector(recipe.adapter.seed_bytes)
         self._rng = np.random.default_rng([recipe.adapter.seed, *workspace.place.site.encode()])
+        self.best, self._best_score, self._waiting = self.newest, -np.inf, [self.newest]
+
+    def ready(self, workspace: Workspace) -> None:
+        """Have what it trains on in the cache, which may have been needed for something else meanwhile."""
+        self._readied: Readied = workspace.ready(self.recipe)
+        self._held_out = HeldOut(self.recipe, self._readied.held_out, self._readied.states)
+
+    @property
+    def done(self) -> bool:
+        """Whether all rounds are trained and judged."""
+        return len(self.line) == self.recipe.rounds and not self._waiting
+
+    def judge(self, workspace: Workspace) -> None:
+        """Keep the best of the rounds that wait for it, once there are enough of them or no more come."""
+        if len(self._waiting) < JUDGED_AT_ONCE and len(self.line) < self.recipe.rounds:
+            return
+        scores = chosen_scores(workspace, [(layout, vector) for _, layout, vector in self._waiting])
+        if scores is None:
+            self.best = self._waiting[-1]  # nothing to choose by: the last
+        elif max(scores) > self._best_score:
+            self.best, self._best_score = self._waiting[int(np.argmax(scores))], max(scores)
+        self._waiting = []
 
     @property
     def newest(self) -> tuple[int, Layout, Vector]:
@@ -94,6 +114,7 @@ class _Training:
             new = self.recipe.stages[stage]
             self._vector = moved(self._vector, form, new, self.recipe.adapter.seed_bytes)
             self._stage = stage
+        self._waiting.append(self.newest)
 
     def _trained(self, layout: Layout, vector: Vector, seed: int) -> tuple[Vector, Mapping[str, float]]:
         told, losses = self._held_out.report(layout, vector), list[float]()
@@ -108,6 +129,10 @@ class _Training:
             self._layer,
         )
         return vector + update, told | {"train_loss": float(np.mean(losses))}
+
+
+_PUT_OFF: Final = WeakKeyDictionary[Workspace, _Training]()
+"""What was begun and not finished, by the site's text that it was begun on."""
 
 
 def _same(recipe: Recipe) -> str:

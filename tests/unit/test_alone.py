@@ -70,3 +70,45 @@ def test_what_was_trained_is_not_trained_again(workspace: Workspace, monkeypatch
     again = train_alone(workspace, recipe)
     assert (again.number, again.layout) == (kept.number, kept.layout)
     np.testing.assert_array_equal(again.vector, kept.vector)
+
+
+class Busy(Exception):
+    """Something else comes first."""
+
+
+def test_what_was_put_off_goes_on_where_it_stopped_and_ends_as_if_it_had_not_been(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopeful(monkeypatch, 0.1)
+    recipe = Recipe.model_validate(RECIPE | {"adapter": {"seed": 5}})
+    whole = train_alone(workspace, recipe)
+    line = workspace.place.alone_line_file.read_text()
+    workspace.place.alone_file.unlink()
+    heard: list[int] = []
+
+    def busy(done: int, _: int) -> None:
+        heard.append(done)
+        raise Busy
+
+    for _ in range(7):
+        with pytest.raises(Busy):
+            train_alone(workspace, recipe, busy)
+    kept = train_alone(workspace, recipe, busy)
+    assert heard == list(range(1, 8))
+    assert (kept.number, kept.layout, workspace.place.alone_line_file.read_text()) == (whole.number, whole.layout, line)
+    np.testing.assert_array_equal(kept.vector, whole.vector)
+
+
+def test_what_was_put_off_is_begun_anew_for_another_recipe(workspace: Workspace) -> None:
+    def busy(*_: int) -> None:
+        raise Busy
+
+    with pytest.raises(Busy):
+        train_alone(workspace, Recipe.model_validate(RECIPE | {"adapter": {"seed": 6}}), busy)
+    heard: list[int] = []
+    train_alone(
+        workspace,
+        Recipe.model_validate(RECIPE | {"rounds": 2, "adapter": {"seed": 7}}),
+        lambda done, _: heard.append(done),
+    )
+    assert heard == [1, 2]
