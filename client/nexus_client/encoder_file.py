@@ -13,6 +13,8 @@ from typing import Any, Final, Literal
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
 
+from nexus_client.account import act_as_owner
+
 Precision = Literal["fp32", "int8"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "int8")
 INPUTS: Final = ("input_ids", "attention_mask")
@@ -24,13 +26,13 @@ MAKING: Final = "making"  # and the process's number begin the name of what is n
 def encoder_file(base: Path, folder: Path, precision: Precision) -> Path:
     """The graph of the base model in ``folder``; where it is missing, both precisions are made, in about 20 s.
 
-    ``folder`` belongs to this base model alone (its name holds the base model's hash).
+    ``folder`` belongs to this base model alone (its name holds the base model's hash).  Where root asks for a graph in
+    another account's folder, that account makes it, and can renew it.
     """
     wanted = folder / f"encoder-{precision}.onnx"
     _sweep(folder)
     if wanted.exists():
         return wanted
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # torch's memory goes with the process
     done = subprocess.run(
         [sys.executable, "-m", "nexus_client.encoder_file", str(base), str(folder)],
@@ -103,6 +105,7 @@ def _quantised(graph: Path, file: Path) -> None:
 
 def make(base: Path, folder: Path) -> None:
     """Write both files, each whole or not at all."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     beside = {precision: folder / f"{MAKING}.{os.getpid()}.{precision}.onnx" for precision in PRECISIONS}
     try:
         _graph(base, beside["fp32"])
@@ -115,4 +118,6 @@ def make(base: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), Path(sys.argv[2]))
+    wanted = Path(sys.argv[2])
+    act_as_owner(next(one for one in (wanted, *wanted.parents) if one.exists()))
+    make(Path(sys.argv[1]), wanted)

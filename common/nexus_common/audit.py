@@ -2,7 +2,8 @@
 
 What cannot be logged is not sent: ``append`` returns once its line is on the disk, or raises.  ``verify`` finds a
 changed, missing, inserted or reordered line; a log changed at its end, cut, or written anew as a whole is told apart
-only by a head noted elsewhere, which is what ``announce`` is for.  The file is its owner's alone (mode 0600).
+only by a head noted elsewhere, which is what ``announce`` is for.  The file is its owner's alone (mode 0600),
+who is the folder's owner where root begins it.
 """
 
 import fcntl
@@ -70,6 +71,9 @@ class AuditLog:
         size = os.fstat(fd).st_size
         if size == 0:
             sync_folder(self.path.parent)  # before the first line, so that no line is ever in a file that can vanish
+            if os.geteuid() == 0:  # or the service could write no line, and send nothing
+                owner = self.path.parent.stat()
+                os.fchown(fd, owner.st_uid, owner.st_gid)
         head, torn = self._end(fd, size)
         lines = []
         if torn:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nexus_client.embed import default_base
-from nexus_client.site import SiteHome
+from nexus_client.site import SiteHome, default_base
 from nexus_common.account import act_as_owner
+from nexus_common.audit import AuditLog
 from nexus_common.base_model import base_hash
 from nexus_common.errors import NexusError
 
@@ -58,18 +58,19 @@ def place(graphs: Path) -> Iterator[SiteHome]:
         yield place
 
 
-def run(place: SiteHome, *argv: str) -> dict[str, object]:
+def python(code: str, *argv: str) -> "subprocess.CompletedProcess[str]":
+    """What a program of ours does in a process that any account may go on with."""
     code_of_all = [path for path in sys.path if Path(path).is_dir() and reaches(Path(path))]
-    code = "import sys; from nexus_client.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [str(interpreter()), "-c", code, "--home", str(place.settings_folder.parent), "--json", *argv]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(code_of_all)},
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(code_of_all)}
+    command = [str(interpreter()), "-c", code, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def run(place: SiteHome, *argv: str) -> dict[str, object]:
+    code = "import sys; from nexus_client.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = python(code, "--home", str(place.settings_folder.parent), "--json", *argv)
     assert f"{place.state} belongs to " in done.stderr
     found: dict[str, object] = json.loads(done.stdout)
     return found
@@ -98,3 +99,18 @@ def test_what_root_indexes_and_searches_belongs_to_the_service(place: SiteHome) 
     assert run(place, "search", "thorax hurts", "-k", "1")["model"] == "base"
     assert (place.index_folder / "CURRENT").exists()
     assert owners(place) == {SERVICE}
+
+
+def test_a_graph_that_root_asks_for_is_made_by_the_service_and_so_is_its_folder(place: SiteHome) -> None:
+    shutil.rmtree(place.state / "onnx")
+    folder = place.graphs(base_hash(default_base()))
+    code = "import sys; from pathlib import Path; from nexus_client.encoder_file import encoder_file; "
+    python(code + "encoder_file(*map(Path, sys.argv[1:3]), 'int8')", str(default_base()), str(folder))
+    assert (folder / "encoder-int8.onnx").exists()
+    assert owners(place) == {SERVICE}
+
+
+def test_a_log_that_root_begins_is_the_services(place: SiteHome) -> None:
+    place.audit_file.unlink(missing_ok=True)
+    AuditLog(place.audit_file).append("exported")
+    assert place.audit_file.stat().st_uid == SERVICE
