@@ -13,6 +13,7 @@ from nexus_common.plan import Plan
 Kind = Literal["alone", "federated", "personal"]
 KINDS: Final[tuple[Kind, ...]] = ("alone", "federated", "personal")
 BASE: Final = "base"
+UNKNOWN: Final = "unknown"
 KEPT: Final = 3  # of each kind: the newest and two before it
 REMEMBERED: Final = 1000  # names of models that are no longer held
 
@@ -133,9 +134,21 @@ class Models(Settings):
         return self._taken_back({held.name for held in self.held if held.of(plan) and held.number > above})
 
     def without_withdrawn(self, digests: tuple[str, ...]) -> "Models":
-        """Without the versions of these digests, and without what was made of them, now and later."""
-        names = {held.name for held in self.held if held.version in digests}
+        """Without the versions of these digests, and without what was made of them, now and later.
+
+        A personal model of which nobody can tell goes too, where there are any: it is made again.
+        """
+        gone = {*digests, UNKNOWN} if digests else set()
+        names = {held.name for held in self.held if self._rests_on(held) in gone}
         return self.model_copy(update={"withdrawn": digests})._taken_back(names)
+
+    def _rests_on(self, held: Held) -> str:
+        """Digest of a model's version; of a personal model of an older list, by its number."""
+        if held.kind != "personal" or held.made_of:
+            return held.version
+        same = (held.run, held.plan, held.number)
+        versions = (one for one in self.held if one.kind == "federated" and (one.run, one.plan, one.number) == same)
+        return next((one.digest for one in versions), UNKNOWN)
 
     def _taken_back(self, names: set[str]) -> "Models":
         """Without some models; what was chosen falls back to its run's newest version that is left and was accepted."""

@@ -414,6 +414,22 @@ def test_what_was_taken_back_while_the_site_was_away_goes_with_the_next_version(
             shelf.put(version, kind, accepted=True, reason="", made_of=of)
 
 
+def test_a_personal_model_of_an_older_list_goes_with_its_version_and_where_that_is_unknown_too(
+    site: SiteRounds,
+) -> None:
+    shelf = Shelf(site.workspace.place)
+    kept = shelf.put(shelved(prepared(site), 3, LATER), "personal", accepted=True, reason="")
+    lost = shelf.put(shelved(site, 4, OTHER), "personal", accepted=True, reason="", chosen=True)
+    stray = StoredAdapter(PLAN, 2, np.zeros(PLAN.adapter.layout.dim, np.float32), PLAN.adapter.layout)
+    unknown = shelf.put(stray, "personal", accepted=True, reason="")
+    assert {held.made_of for held in shelf.models.held} == {""}, "as lists of earlier software have it"
+    site.handle(withdrawing(6, NEXT, OTHER))
+    models = shelf.models
+    assert [held.name for held in models.held] == ["sim-3", kept]
+    assert {lost, unknown, "sim-4"} == set(models.gone)
+    assert (models.in_use, models.chosen_for) == ("sim-3", ""), "the choice is made again, and the model with it"
+
+
 def test_what_is_sent_in_the_same_breath_is_in_use_and_what_is_named_no_more_may_come_again(site: SiteRounds) -> None:
     shelf = Shelf(site.workspace.place)
     shelved(prepared(site), 4, OTHER)
