@@ -22,6 +22,10 @@ from nexus_client.site import SiteHome
 NameArgument = Annotated[str | None, typer.Argument(help="name of the plan; the newest where it is left out")]
 ByOption = Annotated[str, typer.Option("--by", help="who says so: name and office")]
 RefOption = Annotated[str | None, typer.Option("--ref", help="your own reference, such as a file number")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="base, alone, federated, personal, a version's number or a name (what is in use)"),
+]
 MAX_PERSON: Final = 200
 
 

@@ -7,12 +7,7 @@ import typer
 from nexus_common.cli import show
 from rich.console import Console
 
-from nexus_client.cli_consent import place_of
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="base, alone, federated, personal, a version's number or a name (what is in use)"),
-]
+from nexus_client.cli_consent import ModelOption, place_of
 
 
 def add_export_command(app: typer.Typer) -> None:

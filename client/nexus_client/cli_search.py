@@ -13,14 +13,11 @@ from nexus_common.cli import show
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from nexus_client.cli_consent import place_to_write
+from nexus_client.cli_consent import ModelOption, place_to_write
 from nexus_client.site import SiteHome
 
 SNIPPET_CHARACTERS = 240
 SAID_EVERY = 1000  # texts, in a log
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="base, a kind (personal), a version's number or a model's name")
-]
 
 
 def add_search_commands(app: typer.Typer) -> None:

@@ -90,13 +90,8 @@ def export(
 
 def _subject(workspace: Workspace, shelf: Shelf, asked: str | None) -> Subject:
     name = shelf.models.in_use if asked is None else shelf.resolve(asked)
-    adapter = shelf.load(name)
-    if adapter is not None and adapter.recipe.base_model != workspace.base_hash:
-        raise NexusError(
-            f"{name} belongs to base model {adapter.recipe.base_model[:12]}…, this site has "
-            f"{workspace.base_hash[:12]}… ({workspace.base_folder}); set base_model in site.toml"
-        )
-    return Subject(name, shelf.models.named(name), adapter, workspace.base_hash)
+    base = workspace.base_hash
+    return Subject(name, shelf.models.named(name), shelf.usable(name, base), base)
 
 
 def _outside(workspace: Workspace, target: Path) -> None:

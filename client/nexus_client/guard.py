@@ -13,10 +13,12 @@ from typing import Any, Final
 
 from nexus_common.connection import READS_AN_ANSWER_SECONDS, Connection, bare_name
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from nexus_client.openai_api import ApiError
 
@@ -26,7 +28,6 @@ MOST_BODY_BYTES: Final = 4 << 20
 MOST_BYTES_AT_ONCE: Final = 16 << 20  # bodies of all requests that are being answered
 MOST_UNREAD_BYTES: Final = 64 << 20  # answers that clients have not read yet
 BODY_SECONDS: Final = 20.0
-ROUTES: Final = ("/v1/embeddings", "/v1/adapt", "/v1/models", "/search", "/healthz", "/metrics", "/")
 
 
 class Metrics:
@@ -46,9 +47,10 @@ class Metrics:
 class Guard:
     """An ASGI layer around the application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, token: str | None, hosts: frozenset[str] | None) -> None:
+    def __init__(self, app: Starlette, metrics: Metrics, token: str | None, hosts: frozenset[str] | None) -> None:
         """``hosts`` are the names that this server goes by; None where the token takes care of that."""
         self._app, self._metrics, self._token, self._hosts = app, metrics, token, hosts
+        self._routes = paths_of(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on; count either."""
@@ -56,7 +58,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status, route = time.monotonic(), 500, scope["path"]
-        route = route if route in ROUTES else "other"
+        route = route if route in self._routes else "other"
 
         async def sent(message: Message) -> None:
             nonlocal status
@@ -91,6 +93,11 @@ class Guard:
         given = headers.get("authorization", "").removeprefix("Bearer ").encode()
         if self._token and path not in OPEN and not hmac.compare_digest(given, self._token.encode()):
             raise ApiError(401, "a bearer token is needed: Authorization: Bearer TOKEN", code="invalid_api_key")
+
+
+def paths_of(app: Starlette) -> list[str]:
+    """The paths that answer, without those that end in a name."""
+    return [route.path for route in app.routes if isinstance(route, Route) and not route.param_convertors]
 
 
 class Bodies:

@@ -5,16 +5,13 @@ that a hijacked agent cannot widen it.  A policy that cannot be read allows noth
 """
 
 import datetime as dt
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import tomlkit
 from nexus_common.config import Settings, parse_toml
-from nexus_common.disk import write_durably
+from nexus_common.disk import one_at_a_time, write_durably
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.hours import Hours, HoursText, minute_of
 from nexus_common.plan import Plan
@@ -150,17 +147,6 @@ def _clocks(year: int) -> set[int]:
     return {int(ahead.total_seconds() // 60) for ahead in days if ahead is not None}
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One change at a time, whichever process makes it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def change_policy(path: Path, comment: str = "", **values: Any) -> Policy:
     """Set some values, as ``rewrite_policy`` does."""
     return rewrite_policy(path, lambda _: values, comment)
@@ -171,7 +157,7 @@ def rewrite_policy(path: Path, change: Callable[[Policy], dict[str, Any]], comme
 
     A list is written one item a line; those of ``approved_plans`` get ``comment``.
     """
-    with _alone(path.parent):
+    with one_at_a_time(path.parent):
         return _changed(path, change(read_policy(path)), comment)
 
 

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nexus_client import openai_api, search_page
-from nexus_client.guard import Bodies, Guard, Metrics
+from nexus_client.guard import Bodies, Guard, Metrics, paths_of
 from nexus_client.index_updates import IndexUpdates
 from nexus_client.light import Floats, LightEncoder, Pieces, groups
 from nexus_client.light_adapter import LightAdapter, pooled
@@ -226,8 +226,8 @@ async def _refused(_: Request, refused: ApiError) -> Response:
     return JSONResponse(refused.body, refused.status, {"Retry-After": "1"} if refused.status in (429, 503) else None)
 
 
-async def _no_route(_: Request, problem: HTTPException) -> Response:
-    told = ApiError(problem.status_code, f"{problem.detail}; there is {', '.join(('/v1/embeddings', '/search', '/'))}")
+async def _no_route(request: Request, problem: HTTPException) -> Response:
+    told = ApiError(problem.status_code, f"{problem.detail}; there is {', '.join(paths_of(request.app))}")
     return JSONResponse(told.body, told.status, problem.headers)
 
 

@@ -5,9 +5,7 @@ made KIND-HASH (``personal-1f3a9c20``), so a name means the same numbers for eve
 under a client.  Model files are written before the list that names them, so a crash leaves the old list or the new.
 """
 
-import fcntl
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from typing import Final
 
 from nexus_common import wire
 from nexus_common.audit import AuditLog
-from nexus_common.disk import write_durably
+from nexus_common.disk import one_at_a_time, write_durably
 from nexus_common.errors import NexusError
 from nexus_common.plan import Plan
 from nexus_common.versions import StoredAdapter, vector_hash
@@ -64,6 +62,16 @@ class Shelf:
         found = StoredAdapter.read(self.file_of(name)) if self.models.named(name) else None
         if found is None:
             raise NexusError(f"there is no model {name!r} here{self.models.known}")
+        return found
+
+    def usable(self, name: str, base: str) -> StoredAdapter | None:
+        """A held model, as ``load`` gives it; NexusError where it was made for another base model than this hash's."""
+        found = self.load(name)
+        if found is not None and found.recipe.base_model != base:
+            raise NexusError(
+                f"model {name!r} belongs to base model {found.recipe.base_model[:12]}…, this site has {base[:12]}…; "
+                "`nexus-client use` another, or correct base_model in site.toml"
+            )
         return found
 
     def put(
@@ -186,12 +194,8 @@ class Shelf:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with one_at_a_time(self.folder):
             yield
-        finally:
-            os.close(descriptor)
 
 
 def name_of(adapter: StoredAdapter, kind: Kind) -> str:

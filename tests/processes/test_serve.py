@@ -152,6 +152,14 @@ def test_search_says_which_model_found_what_where(served: Serving) -> None:
         assert (done.status_code, done.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
+def test_what_is_asked_at_no_route_gets_404_with_those_that_there_are(served: Serving) -> None:
+    done = served.http.get("/v2/embeddings")
+    assert (done.status_code, done.json()["error"]["type"]) == (404, "invalid_request_error")
+    routes = "/v1/embeddings, /v1/adapt, /v1/models, /search, /healthz, /metrics, /"
+    assert done.json()["error"]["message"].endswith(f"there is {routes}")
+    assert 'nexus_requests_total{route="other",status="404"}' in served.http.get("/metrics").text
+
+
 def test_long_texts_are_cut_and_counted(served: Serving) -> None:
     usage = served.embed(["word " * 400, "short"])["usage"]
     assert (usage["prompt_tokens"], usage["cut_texts"]) == (256 + 3, 1)
