@@ -55,13 +55,27 @@ mkdir -p /var/lib/nexus/hospital-a/onnx
 cp -r graphs /var/lib/nexus/hospital-a/onnx/$(cat base)
 chown -R nexus: /var/lib/nexus/hospital-a/onnx
 chmod 644 /home/kim/docs/fever.md
+(umask 077; echo a-token-of-some-length > /etc/nexus/hospital-a/serve.token)
+install -D -m 644 $units/serve-token.conf /etc/systemd/system/nexus-serve@.service.d/token.conf
+systemctl daemon-reload
 systemctl start nexus-serve@hospital-a
-ask='import urllib.request as r; print(r.urlopen("http://127.0.0.1:8765/search?q=box+7&k=1").read().decode())'
-until python3 -c "$ask" > found 2> /dev/null; do sleep 1; done  # the index is made first
+python3 ask > unasked
+until python3 ask token | tee found | grep box; do sleep 1; done  # the index is made first
 
 systemctl stop nexus-serve@hospital-a nexus-client@hospital-a nexus-server
 systemctl show -p Result,ExecMainStatus nexus-serve@hospital-a nexus-client@hospital-a nexus-server > ends
 journalctl -o json --no-pager -u nexus-server -u 'nexus-client@*' -u 'nexus-serve@*' > journal
+"""
+
+
+ASK = """
+import sys, urllib.error, urllib.request
+head = {"Authorization": "Bearer a-token-of-some-length"} if len(sys.argv) > 1 else {}
+asked = urllib.request.Request("http://127.0.0.1:8765/search?q=box+7&k=1", headers=head)
+try:
+    print(urllib.request.urlopen(asked).read().decode())
+except urllib.error.HTTPError as problem:
+    print(problem.code)
 """
 
 
@@ -97,6 +111,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, graphs: Path) -> Seen:
     folder = tmp_path_factory.mktemp("box")
     (folder / "out").mkdir()
     (folder / "out/odd").write_text(ODD)
+    (folder / "out/ask").write_text(ASK)
     (folder / "out/base").write_text(base_hash(default_base())[:16])
     shutil.copytree(graphs, folder / "out/graphs")
     rows = ({"query": f"where is box {i}", "passage": f"box {i} is kept in room {i}"} for i in range(30))
@@ -139,7 +154,8 @@ def test_check_says_what_the_service_does_not_see_and_the_command_that_opens_it(
     assert all(remedy and "`nexus-client --site hospital-a unit --write`" in remedy for _, _, remedy in faults)
 
 
-def test_search_answers_in_its_sandbox(seen: Seen) -> None:
+def test_search_answers_in_its_sandbox_to_whoever_has_the_credential(seen: Seen) -> None:
+    assert seen.text("unasked") == "401\n"
     assert "box 7" in json.dumps(seen.data("found"))
 
 
