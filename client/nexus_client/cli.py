@@ -76,7 +76,8 @@ def join(
             raise typer.BadParameter(str(problem)) from None
     place, notes = enrol(given.home, line, given.site, data or [], proxy)
     call = _call(given, place.site)
-    service = f"\n  {call} unit --write    (for its systemd service)" if given.home is None else ""
+    booted = given.home is None and Path("/run/systemd/system").is_dir()  # sd_booted(3): not in a container
+    service = f"\n  {call} unit --write    (for its systemd service)" if booted else ""
     show(
         context,
         {"site": place.site, "settings": str(place.settings_file), "state": str(place.state)},
