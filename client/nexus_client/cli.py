@@ -16,15 +16,25 @@ from nexus_common.errors import NexusError
 from rich.console import Console
 
 from nexus_client import agent_api as api
-from nexus_client import cli_bench, cli_consent, cli_export, cli_report, cli_search, cli_train, cli_unit, cli_use
+from nexus_client import (
+    cli_bench,
+    cli_consent,
+    cli_export,
+    cli_lifecycle,
+    cli_report,
+    cli_search,
+    cli_train,
+    cli_unit,
+    cli_use,
+)
 from nexus_client.cli_consent import place_of
 from nexus_client.site import SiteHome
 
 app = new_app(
     "A site's client. Without a command it runs as the site's agent until it is stopped.",
     "nexus-client --site hospital-a",
-    "join check unit preview status plan evaluate use export index search serve train dry-run report bench audit pause "
-    "resume leave",
+    "join check unit preview status plan evaluate use export index search serve train dry-run report bench audit backup "
+    "restore pause resume leave",
 )
 AGENT_SECONDS = 3600.0
 STATUS_SECONDS = 30.0  # what an agent needs that trains on the only processor
@@ -192,6 +202,7 @@ cli_search.add_search_commands(app)
 cli_train.add_train_commands(app)
 cli_report.add_report_command(app)
 cli_bench.add_bench_command(app)
+cli_lifecycle.add_lifecycle_commands(app)
 cli_consent.add_site_commands(app)
 
 

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from nexus_common.account import act_as_owner
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
-
-from nexus_common.account import act_as_owner
 
 Precision = Literal["fp32", "int8"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "int8")

@@ -44,6 +44,8 @@ COMMANDS = {
         "report",
         "bench",
         "audit",
+        "backup",
+        "restore",
         "pause",
         "resume",
         "leave",

@@ -67,3 +67,31 @@ def test_a_run_survives_the_loss_of_its_server_from_an_older_backup(federation: 
     came = [line["version"] for line in own if line["event"] == "version received"]
     assert came == sorted(came), "no older version was sent after the restore"
     assert json.dumps(own).count("epoch-replay") == 0
+
+
+def test_a_restored_site_serves_only_what_is_approved_since(federation: Federation) -> None:
+    place, file = federation.home / "sites" / AGENT, federation.home / "site.tar"
+    said = federation.call("nexus-client", "backup", str(file), "--site", AGENT)
+    assert said.returncode == 0, said.stderr
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert federation.call("nexus-client", "restore", str(file)).returncode == 1, "the site is there"
+    federation.kill(AGENT)
+    shutil.rmtree(place)
+    again = federation.call("nexus-client", "restore", str(file))
+    assert again.returncode == 0, again.stderr
+    assert f"--site {AGENT} plan approve kept --by NAME" in again.stdout
+    assert not (place / "state" / "protocol.sqlite").exists()
+    federation.start(AGENT)
+    status = federation.site_status(AGENT)
+    assert (status["approved"], status["proposed"], status["run"]) == (None, ["kept"], "kept")
+    until("the run waits for it", lambda: AGENT in federation.server_status()["missing"])
+    own = federation.ask("nexus-client", "audit", "--site", AGENT)["entries"]
+    came_back = next(at for at, line in enumerate(own) if line["event"] == "restored")
+    assert len(own[came_back]["approvals_ended"]) == 1
+    sent = [line.get("purpose") for line in own[came_back:] if line["event"] == "sent"]
+    assert not {"trained", "input", "masked", "advert"} & set(sent), "nothing of a round"
+    before = newest(federation)
+    words = federation.words(AGENT, "kept")
+    assert federation.approve(AGENT, "kept", words).returncode == 0
+    until("the run goes on", lambda: newest(federation) > before)
+    federation.ask("nexus-client", "audit", "--site", AGENT, "--verify")
