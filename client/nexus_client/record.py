@@ -18,16 +18,17 @@ from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan
 from nexus_common.secagg.plan import ProtocolPlan
 
-_SCHEMA = """
-    PRAGMA locking_mode = EXCLUSIVE;
-    PRAGMA synchronous = FULL;
+SCHEMA: Final = 1  # tables that are new are added to an older file; whatever else changes needs a step of its own
+_TABLES: Final = f"""
+    BEGIN EXCLUSIVE;
     CREATE TABLE IF NOT EXISTS epochs (protocol_plan BLOB PRIMARY KEY, last INTEGER NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS inputs (plan BLOB PRIMARY KEY, sent INTEGER NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS trained (plan BLOB, model BLOB, PRIMARY KEY (plan, model)) STRICT;
     CREATE TABLE IF NOT EXISTS weights (plan BLOB, name BLOB, PRIMARY KEY (plan, name)) STRICT;
     CREATE TABLE IF NOT EXISTS secret (value BLOB NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS opened (model BLOB PRIMARY KEY, at REAL NOT NULL) STRICT;
-    BEGIN EXCLUSIVE; COMMIT;
+    PRAGMA user_version = {SCHEMA};
+    COMMIT;
 """
 _FAULTS: Final = (sqlite3.Error, UnicodeDecodeError)  # the second where SQLite's words repeat damaged bytes
 
@@ -40,7 +41,10 @@ class ProtocolRecord:
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=1)
             path.chmod(0o600)
-            self._db.executescript(_SCHEMA)  # its last line takes the lock, which is kept
+            self._db.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA synchronous = FULL;")
+            (found,) = self._db.execute("PRAGMA user_version").fetchone()
+            if found <= SCHEMA:
+                self._db.executescript(_TABLES)  # takes the lock, which is kept
         except _FAULTS as problem:
             remedy = (
                 f"{room(path.parent)}: is another process using it, or the disk full?"
@@ -51,6 +55,12 @@ class ProtocolRecord:
             raise NexusError(
                 f"{path} cannot be opened ({problem}), and without it no update leaves this site; {remedy}"
             ) from None
+        if found > SCHEMA:
+            self._db.close()
+            raise NexusError(
+                f"{path} has schema {found}, this program knows {SCHEMA}: it was written by a newer nexus-client; "
+                "install that one again (do not delete the file or put an older one in its place)"
+            )
 
     def under(self, plan: Plan, protocol: ProtocolPlan) -> "PlanRecord":
         """The part that counts for one protocol plan; inputs are counted over all that derive from ``plan``."""

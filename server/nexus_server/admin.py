@@ -133,6 +133,12 @@ class Administration:
 
     def _check_resumable(self, run: Run) -> None:
         name = run.plan.name
+        if self.registry.is_outdated(name):
+            raise NexusError(
+                f"the plan of run {name} was approved in an older form, and this program's plans have settings that it "
+                f"does not name, so its words are others now; `nexus-server plan new NAME --from {name}` writes a plan "
+                "that goes on from its newest version"
+            )
         if run.state == FINISHED:
             raise NexusError(
                 f"run {name} is finished: {run.done} rounds; `nexus-server plan new NAME --from {name} --rounds N` "

@@ -103,6 +103,11 @@ class Conductor:
             self.pause(LOOK_AGAIN_SECONDS)
         elif run.state == STOPPING or self._closed(run):
             self._end(run, STOPPED if run.state == STOPPING else FINISHED)
+        elif self.registry.is_outdated(run.plan.name):
+            log.error(
+                "run %s stops: its plan was approved in an older form, which this program does not run", run.plan.name
+            )
+            self._end(run, STOPPED)
         elif dt.datetime.now(dt.UTC).date() > run.plan.end_date:
             log.warning("run %s stops: its plan ended on %s", run.plan.name, run.plan.end_date)
             self._end(run, STOPPED)

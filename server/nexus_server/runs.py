@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from nexus_common.errors import NexusError
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.tail import Reported
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from nexus_server.database import insert
 from nexus_server.recalls import Recalls, write_recalled
@@ -52,6 +54,10 @@ class Runs(Sums, Recalls):
             name,
         )
         return Run(**rows[0] | {"plan": _plan(rows[0]["plan"])}) if rows else None
+
+    def is_outdated(self, name: str) -> bool:
+        """Whether this program's plans have other settings than when a run's was approved: it has another hash now."""
+        return any(not _is_as_written(row["plan"]) for row in self.rows("SELECT plan FROM runs WHERE name = ?", name))
 
     def all_runs(self) -> list[Run]:
         """Every run, the newest first."""
@@ -237,7 +243,18 @@ class Runs(Sums, Recalls):
 @lru_cache(maxsize=16)
 def _plan(canonical: bytes) -> Plan:
     """Read once: a run is asked for many times a second, and a plan with many stages takes long to check."""
-    return Plan.model_validate_json(canonical)
+    try:
+        return Plan.model_validate_json(canonical)
+    except ValidationError as problem:
+        raise NexusError(
+            f"a run's plan has {problem.error_count()} setting(s) that this program does not take: another version of "
+            "nexus-server wrote it; install that one again to go on with the run"
+        ) from None
+
+
+@lru_cache(maxsize=16)
+def _is_as_written(canonical: bytes) -> bool:
+    return _plan(canonical).canonical == canonical
 
 
 def _trainable(db: sqlite3.Connection, run: Run) -> bool:
