@@ -1,4 +1,4 @@
-"""State of older programs, as they wrote it (tests/vectors/databases), is brought to today's schema and lost by nothing."""
+"""State as older programs wrote it (tests/vectors/databases) is brought to schemas of today; nothing of it is lost."""
 
 import os
 import signal
