@@ -84,8 +84,9 @@ class Recall:
             if (vector := self._fetch(run.plan, one)) is not None:
                 self._adopt(run, one, vector)
                 return
-            if self._holders(one) - self._unable[one]:
-                return  # somebody can give it, and is not there now
+            able = self._holders(one) - self._unable[one]
+            if able & self.exchange.alive() or (able and time.monotonic() < self._patience_ends):
+                return  # one of them may give it yet
         newest = {site: told[-1].round for site, told in self._told.items() if told}
         self.audit.append(
             "recalled",

@@ -137,6 +137,19 @@ def test_with_too_few_holders_it_goes_on_from_the_backups_version_and_says_so(
     assert federation.state == FINISHED, "no model was opened twice on the way"
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["nobody has it", "who has it is gone"])
+def test_a_version_that_nobody_can_give_is_passed_over_for_the_one_before(tmp_path: Path, away: bool) -> None:
+    federation = restored(tmp_path)
+    newest = federation.sites["bank-a"].had[-1]
+    for site in federation.sites.values():
+        if not (away and site.name == "bank-a"):
+            del site.kept[newest.digest]
+    federation.conductor.recall._ask(federation.plan)
+    federation.grid.silent = {"bank-a"} if away else set()
+    federation.turns(1)
+    assert federation.round == newest.round - 1
+
+
 def test_a_restored_server_sends_nothing_before_a_quorum_was_heard(tmp_path: Path) -> None:
     federation = restored(tmp_path)
     federation.grid.silent = {"bank-a", "bank-b"}
