@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from nexus_common import __version__, archive, audit
-from nexus_common.account import act_as_owner
+from nexus_common.account import act_as_owner, as_owner
 from nexus_common.archive import Archive, Contents
 from nexus_common.audit import AuditLog
 from nexus_common.config import SITE_PATTERN
@@ -32,32 +32,34 @@ TRIES: Final = 5
 _STATE: Final = ("federated.safetensors", "alone.safetensors", "alone.json", "rounds.jsonl", "evaluation.json")
 
 
-def back_up(place: SiteHome, file: Path) -> tuple[Contents, str]:
-    """Write a site into ``file``, also beside its running agent; the list of what is in it, and the file's SHA-256."""
-    place.settings()
-    read_policy(place.policy_file)  # what cannot be read now could not be restored with its approvals ended
-    file = file.absolute()
-    if not file.parent.is_dir():
-        raise NexusError(f"{file.parent} is no folder")
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".nexus-backup-") as folder:
-        beside = Path(folder)
-        for _ in range(TRIES):
-            shutil.rmtree(beside)
-            beside.mkdir(mode=0o700)
-            try:
-                _copy(place, beside)
-                break
-            except FileNotFoundError as problem:  # the agent has replaced a model meanwhile
-                missing = problem.filename
-        else:
-            raise NexusError(f"{missing} is missing, and is part of this site; `nexus-client check` says what to do")
-        sources = {one.relative_to(beside).as_posix(): one for one in sorted(beside.rglob("*")) if one.is_file()}
-        contents = Contents(
-            kind=KIND, of=place.site, made=time.time(), version=__version__, schema_number=LAYOUT, files={}
-        )
-        digest = archive.pack(file, contents, sources)
-    AuditLog(place.audit_file).append("backed up", bytes=file.stat().st_size, sha256=digest)
-    return contents, digest
+def back_up(place: SiteHome, file: Path) -> tuple[int, str]:
+    """Write a site into ``file``, also beside its running agent; how many files that are, and its SHA-256.
+
+    Root reads as the account that the state folder belongs to, which could lay links in it.
+    """
+    with archive.new_file(file.absolute()) as out, as_owner(place.state):
+        place.settings()
+        read_policy(place.policy_file)  # what cannot be read now could not be restored with its approvals ended
+        with tempfile.TemporaryDirectory(dir=place.state, prefix=".backup-") as folder:
+            beside = Path(folder)
+            for _ in range(TRIES):
+                shutil.rmtree(beside)
+                beside.mkdir(mode=0o700)
+                try:
+                    _copy(place, beside)
+                    break
+                except FileNotFoundError as problem:  # the agent has replaced a model meanwhile
+                    missing = problem.filename
+            else:
+                raise NexusError(f"{missing} is missing, and is part of this site; `nexus-client check` may say more")
+            sources = {one.relative_to(beside).as_posix(): one for one in sorted(beside.rglob("*")) if one.is_file()}
+            contents = Contents(
+                kind=KIND, of=place.site, made=time.time(), version=__version__, schema_number=LAYOUT, files={}
+            )
+            digest = archive.pack(out, contents, sources)
+    with as_owner(place.state):
+        AuditLog(place.audit_file).append("backed up", files=len(sources), sha256=digest)
+    return len(sources), digest
 
 
 def _copy(place: SiteHome, target: Path) -> None:

@@ -33,8 +33,8 @@ from nexus_client.site import SiteHome
 app = new_app(
     "A site's client. Without a command it runs as the site's agent until it is stopped.",
     "nexus-client --site hospital-a",
-    "join check unit preview status plan evaluate use export index search serve train dry-run report bench audit backup "
-    "restore pause resume leave",
+    "join check unit preview status plan evaluate use export index search serve train dry-run report bench audit "
+    "backup restore pause resume leave",
 )
 AGENT_SECONDS = 3600.0
 STATUS_SECONDS = 30.0  # what an agent needs that trains on the only processor

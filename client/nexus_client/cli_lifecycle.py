@@ -27,11 +27,11 @@ def add_lifecycle_commands(app: typer.Typer) -> None:
         """
         from nexus_client.backup import back_up  # noqa: PLC0415
 
-        contents, digest = back_up(place_of(context), file)
+        count, digest = back_up(place_of(context), file)
         size = file.stat().st_size
         show(
             context,
-            {"file": str(file), "bytes": size, "sha256": digest, "files": len(contents.files)},
+            {"file": str(file), "bytes": size, "sha256": digest, "files": count},
             f"written: {file}, {size / 1e6:.1f} MB, SHA-256 {digest}\nIt holds this site's secret keys and its "
             "adapters, mode 0600; keep it where you would keep those.",
         )

@@ -13,6 +13,7 @@ import re
 import secrets
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Final
@@ -49,38 +50,43 @@ class Contents(Settings):
     files: dict[str, Member]
 
 
-def pack(path: Path, contents: Contents, sources: Mapping[str, Path]) -> str:
-    """Write an archive of files that do not change meanwhile; the SHA-256 of all of it.  There must be none yet."""
+@contextmanager
+def new_file(path: Path) -> Iterator[io.BufferedRandom]:
+    """A file for ``pack``, its owner's alone, that is there whole or not at all; there must be none yet."""
     if path.exists():
         raise NexusError(f"{path} exists, and a backup takes no other file's place; give another name")
-    files = {name: Member(size=source.stat().st_size, sha256=_digest(source)) for name, source in sources.items()}
-    listed = contents.model_copy(update={"files": files}).model_dump_json().encode()
-    if not all(_NAME.fullmatch(name) for name in files) or len(files) > MOST_FILES or len(listed) > MOST_LIST_BYTES:
-        raise NexusError(f"{len(files)} files cannot be backed up together: too many, or names that are not ours")
-    need = sum(member.size + 2 * _BLOCK for member in files.values()) + len(listed) + LEAST_FREE_BYTES
-    if (lacking := shortage(path.parent, need)) is not None:
-        raise NexusError(lacking)
+    if not path.parent.is_dir():
+        raise NexusError(f"{path.parent} is no folder")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as file:
-            with tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
-                _add(tar, LIST, len(listed), io.BytesIO(listed))
-                for name, source in sources.items():
-                    with source.open("rb") as data:
-                        _add(tar, name, files[name].size, data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         temporary.replace(path)
     except OSError as problem:
         if problem.errno not in FULL:
             raise
-        raise NexusError(f"{path} cannot be written ({problem.strerror}): {room(path.parent)}") from None
+        raise NexusError(f"{path} cannot be written ({problem.strerror}): {room(path.parent)}; free some") from None
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-    return digest
+
+
+def pack(file: io.BufferedRandom | io.BytesIO, contents: Contents, sources: Mapping[str, Path]) -> str:
+    """Write an archive of files that do not change meanwhile; the SHA-256 of all of it."""
+    files = {name: Member(size=source.stat().st_size, sha256=_digest(source)) for name, source in sources.items()}
+    listed = contents.model_copy(update={"files": files}).model_dump_json().encode()
+    if not all(_NAME.fullmatch(name) for name in files) or len(files) > MOST_FILES or len(listed) > MOST_LIST_BYTES:
+        raise NexusError(f"{len(files)} files cannot be backed up together: too many, or names that are not ours")
+    with tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
+        _add(tar, LIST, len(listed), io.BytesIO(listed))
+        for name, source in sources.items():
+            with source.open("rb") as data:
+                _add(tar, name, files[name].size, data)
+    file.flush()
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _add(tar: tarfile.TarFile, name: str, size: int, data: IO[bytes]) -> None:

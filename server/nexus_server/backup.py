@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from nexus_common import __version__, archive, audit
-from nexus_common.account import act_as_owner
+from nexus_common.account import act_as_owner, as_owner
 from nexus_common.archive import Archive, Contents
 from nexus_common.audit import AuditLog
 from nexus_common.disk import sync_folder, write_durably
@@ -35,24 +35,27 @@ _VECTORS: Final = """
     SELECT 'optimiser/' || optimiser FROM runs WHERE optimiser IS NOT NULL"""
 
 
-def back_up(home: Path, file: Path) -> tuple[Contents, str]:
-    """Write all that a server is into ``file``; the list of what is in it, and the file's SHA-256."""
-    settings, file = read_settings(home), file.absolute()
-    if not file.parent.is_dir():
-        raise NexusError(f"{file.parent} is no folder")
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".nexus-backup-") as folder:
-        beside = Path(folder)
-        state, schema = _state(home / "state", beside)
-        keys = _keys(home / "keys", beside)
-        audit.copy(audit_file(home), beside / "audit.jsonl")
-        shutil.copyfile(home / "server.toml", beside / "server.toml")
-        sources = state | keys | {name: beside / name for name in ("audit.jsonl", "server.toml")}
-        contents = Contents(
-            kind=KIND, of=settings.name, made=time.time(), version=__version__, schema_number=schema, files={}
-        )
-        digest = archive.pack(file, contents, sources)
-    AuditLog(audit_file(home)).append(BACKED_UP, bytes=file.stat().st_size, sha256=digest)
-    return contents, digest
+def back_up(home: Path, file: Path) -> tuple[int, str]:
+    """Write all that a server is into ``file``; how many files that are, and its SHA-256.
+
+    Root reads as the account that the folder belongs to, which could lay links in it.
+    """
+    with archive.new_file(file.absolute()) as out, as_owner(home):
+        settings = read_settings(home)
+        with tempfile.TemporaryDirectory(dir=home, prefix=".backup-") as folder:
+            beside = Path(folder)
+            state, schema = _state(home / "state", beside)
+            keys = _keys(home / "keys", beside)
+            audit.copy(audit_file(home), beside / "audit.jsonl")
+            shutil.copyfile(home / "server.toml", beside / "server.toml")
+            sources = state | keys | {name: beside / name for name in ("audit.jsonl", "server.toml")}
+            contents = Contents(
+                kind=KIND, of=settings.name, made=time.time(), version=__version__, schema_number=schema, files={}
+            )
+            digest = archive.pack(out, contents, sources)
+    with as_owner(home):
+        AuditLog(audit_file(home)).append(BACKED_UP, files=len(sources), sha256=digest)
+    return len(sources), digest
 
 
 def _state(state: Path, beside: Path) -> tuple[dict[str, Path], int]:

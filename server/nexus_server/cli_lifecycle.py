@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from nexus_common.account import as_owner
 from nexus_common.checks import show_checks
 from nexus_common.cli import moment, show
 
@@ -22,7 +23,10 @@ def add_lifecycle_commands(app: typer.Typer) -> None:
         """
         from nexus_server.check import check_server  # noqa: PLC0415
 
-        show_checks(context, check_server(home_of(context)), "this server can be relied on")
+        home = home_of(context)
+        with as_owner(home):
+            report = check_server(home)
+        show_checks(context, report, "this server can be relied on")
 
     @app.command()
     def backup(
@@ -39,11 +43,11 @@ def add_lifecycle_commands(app: typer.Typer) -> None:
         """
         from nexus_server.backup import back_up  # noqa: PLC0415
 
-        contents, digest = back_up(home_of(context), file)
+        count, digest = back_up(home_of(context), file)
         size = file.stat().st_size
         show(
             context,
-            {"file": str(file), "bytes": size, "sha256": digest, "files": len(contents.files)},
+            {"file": str(file), "bytes": size, "sha256": digest, "files": count},
             f"written: {file}, {size / 1e6:.1f} MB, SHA-256 {digest}\nIt holds secret keys (the CA's, the server's), "
             "mode 0600; keep it where you would keep those.",
         )

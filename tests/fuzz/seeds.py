@@ -330,5 +330,6 @@ def backups() -> list[bytes]:
         (here / "a").write_bytes(b"settings")
         (here / "b").write_bytes(bytes(700))
         listed = Contents(kind="nexus-server", of="x", made=1.0, version="1", schema_number=1, files={})
-        pack(here / "backup.tar", listed, {"server.toml": here / "a", "state/registry.sqlite": here / "b"})
-        return [(here / "backup.tar").read_bytes()]
+        out = io.BytesIO()
+        pack(out, listed, {"server.toml": here / "a", "state/registry.sqlite": here / "b"})
+        return [out.getvalue()]

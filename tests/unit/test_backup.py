@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import stat
 import tarfile
+import tempfile
 import threading
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_a_backup_while_rounds_are_committed_holds_one_instant(home: Path, tmp_p
     done = threading.Event()
 
     def work() -> None:
-        while not done.is_set():
+        while not done.wait(0.1):  # a real round takes longer
             commit(registry, 1)
 
     thread = threading.Thread(target=work)
@@ -277,3 +278,28 @@ def test_keys_of_two_backups_are_not_mixed(home: Path, tmp_path: Path) -> None:
         restore(tmp_path / f"{name}.tar", tmp_path / name)
     assert files(tmp_path / "after") == files(home)
     assert files(tmp_path / "before") != files(home)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work in another account's folder")
+def test_root_reads_as_the_folders_account_and_follows_no_link_of_its(home: Path) -> None:
+    service = 65534
+    with tempfile.TemporaryDirectory() as folder:
+        reached, secret = Path(folder) / "server", Path(folder) / "root" / "secret"
+        Path(folder).chmod(0o755)
+        shutil.copytree(home, reached)
+        for path in (reached, *reached.rglob("*")):
+            os.chown(path, service, service)
+        secret.parent.mkdir(mode=0o700)
+        secret.write_text("root's alone")
+        secret.chmod(0o600)
+        back_up(reached, secret.parent / "backup.tar")  # where only root can write
+        assert (secret.parent / "backup.tar").stat().st_uid == 0
+        assert {path.stat().st_uid for path in (reached, *reached.rglob("*"))} == {service}
+        assert os.geteuid() == 0
+        version = next((reached / "state" / "versions").iterdir())
+        version.unlink()
+        version.symlink_to(secret)
+        with pytest.raises(PermissionError):
+            back_up(reached, secret.parent / "other.tar")
+        assert sorted(path.name for path in secret.parent.iterdir()) == ["backup.tar", "secret"]
+        assert os.geteuid() == 0
