@@ -245,6 +245,7 @@ def test_pause_stops_a_site_at_once_and_resume_brings_it_back(federation: Federa
     reached = federation.server_status()["round"]
     federation.ask("nexus-client", "resume", "--site", "hospital-a")
     until("it goes on", lambda: federation.server_status()["round"] > reached)
+    assert "answers HTTP 409" not in federation.own_log("hospital-a"), "a new session is no fault"
 
 
 def test_a_rollback_changes_what_is_in_use_at_once_and_training_goes_on_from_between(federation: Federation) -> None:
