@@ -70,7 +70,7 @@ class Shelf:
         if found is not None and found.recipe.base_model != base:
             raise NexusError(
                 f"model {name!r} belongs to base model {found.recipe.base_model[:12]}…, this site has {base[:12]}…; "
-                "`nexus-client use` another, or correct base_model in site.toml"
+                "set base_model in site.toml to that one, or `nexus-client use` another"
             )
         return found
 
