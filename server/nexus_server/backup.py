@@ -185,7 +185,7 @@ def _staging(home: Path) -> Iterator[Path]:
     """A folder to unpack into, beside where everything goes; NexusError where a server is there already."""
     staging = home / _UNFINISHED
     there = [part for part in _PARTS if (home / part).exists()]
-    if there and (not staging.is_dir() or "server.toml" in there):
+    if there and ("server.toml" in there or not (staging / "server.toml").exists()):  # else a restore was cut short
         raise NexusError(
             f"{home} holds a server already ({', '.join(there)}), and restoring takes nothing's place; stop it, move "
             "it aside and try again, or give --home another folder"

@@ -270,6 +270,16 @@ def test_an_interrupted_restore_is_cleared_away_by_the_next(home: Path, tmp_path
     assert files(again) == files(home)
 
 
+def test_what_an_old_restore_left_in_a_servers_folder_is_no_leave_to_delete_it(home: Path, tmp_path: Path) -> None:
+    back_up(home, tmp_path / "backup.tar")
+    (home / ".restoring").mkdir()  # killed when all was in its place
+    (home / "server.toml").rename(tmp_path / "server.toml")
+    before = files(home)
+    with pytest.raises(NexusError, match="holds a server already"):
+        restore(tmp_path / "backup.tar", home)
+    assert files(home) == before
+
+
 def test_keys_of_two_backups_are_not_mixed(home: Path, tmp_path: Path) -> None:
     back_up(home, tmp_path / "before.tar")
     CertificateAuthority(CertificateFiles(home / "keys")).rotate(["127.0.0.1"])
