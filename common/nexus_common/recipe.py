@@ -51,7 +51,7 @@ class LocalSettings(Settings):
     temperature: Positive = 0.05
     corpus_negatives: Annotated[int, Field(ge=0, le=100_000)] = 64
     dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.5
-    distillation: Annotated[float, Field(ge=0, le=100)] = 0.0
+    distillation: Annotated[float, Field(ge=0, le=100)] = 1.0
     scored_loss: Literal["cosine-mse", "cosent"] = "cosine-mse"
     clip_norm: Positive = 10.0
 

@@ -161,7 +161,8 @@ def plan_of(arm: Arm, sites: list[str], seed: int) -> Plan:
         "activation": layout.activation,
         "seed": seed,
     }
-    return make_plan(sites, name="bench", rounds=10, min_cohort=len(sites), adapter=place)
+    local = {"distillation": 0.0}  # as in SETTINGS
+    return make_plan(sites, name="bench", rounds=10, min_cohort=len(sites), adapter=place, local=local)
 
 
 def rounds(
