@@ -44,7 +44,7 @@ def train_alone(workspace: Workspace, recipe: Recipe, on_round: OnRound = lambda
     training = _PUT_OFF.pop(workspace, None)
     if training is None or _same(training.recipe) != _same(recipe):
         training = _Training(workspace, recipe)
-    training.ready(workspace)
+    training.prepare(workspace)
     training.judge(workspace)  # what it was put off before
     while not training.done:
         training.round()
@@ -71,7 +71,7 @@ class _Training:
         self._rng = np.random.default_rng([recipe.adapter.seed, *workspace.place.site.encode()])
         self.best, self._best_score, self._waiting = self.newest, -np.inf, [self.newest]
 
-    def ready(self, workspace: Workspace) -> None:
+    def prepare(self, workspace: Workspace) -> None:
         """Have what it trains on in the cache, which may have been needed for something else meanwhile."""
         self._readied: Readied = workspace.ready(self.recipe)
         self._held_out = HeldOut(self.recipe, self._readied.held_out, self._readied.states)

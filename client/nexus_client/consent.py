@@ -116,7 +116,7 @@ class Consent:
                 return (
                     f"plan {name} was approved here under another release of NEXUS, whose plans have other settings, "
                     "so that approval ended with the update; once the server has this release too, look at the plan "
-                    f"and approve it again: `nexus-client plan show {name}`, `nexus-client plan approve {name}`"
+                    "that it proposes and approve that: `nexus-client plan show`, `nexus-client plan approve`"
                 )
         return None
 

@@ -30,11 +30,11 @@ class Plans(Database):
         return [Proposal(Plan.model_validate_json(row["plan"]), bool(row["wanted"])) for row in rows]
 
     def renew_plans(self) -> list[str]:
-        """Give plans that another release wrote the text, and so the hash, that they have in this one; their names.
+        """Give proposals that another release wrote the text, and so the hash, that they have in this one; their names.
 
-        Nobody has approved that text yet.
+        Nobody has approved that text yet.  What has become a run is left as it was approved (``Runs.is_outdated``).
         """
-        rows = self.rows("SELECT hash, plan FROM plans")
+        rows = self.rows("SELECT hash, plan FROM plans WHERE name NOT IN (SELECT name FROM runs)")
         read = [(bytes(row["hash"]), Plan.model_validate_json(row["plan"])) for row in rows]
         changed = [(old, plan) for old, plan in read if plan.hash != old]
         with self.transaction() as db:

@@ -175,8 +175,8 @@ def test_an_approval_that_an_update_ended_is_told_by_check_and_by_status(place: 
     change_policy(place.policy_file, approved_plans=[hash_of(old).hex()])
     (line,) = lines(place, "plan")
     assert (line.state, "winter was approved here under another release" in line.found) == ("warning", True)
-    assert "nexus-client plan approve winter" in (line.remedy or "")
-    assert "nexus-client plan approve winter" in (status(place).problem or "")
+    assert "nexus-client plan approve`" in (line.remedy or "")
+    assert "nexus-client plan approve`" in (status(place).problem or "")
 
 
 def test_broken_settings_are_the_only_line(place: SiteHome) -> None:

@@ -246,7 +246,7 @@ def test_an_approval_that_an_update_ended_is_said_with_the_remedy_until_the_plan
     told = consent.outdated()
     assert told is not None
     assert "plan first was approved here under another release" in told
-    assert "nexus-client plan approve first" in told
+    assert "nexus-client plan approve`" in told
     consent.approve(plan(), plan().hash.hex(), "Dr X", None)
     assert consent.outdated() is None
 
