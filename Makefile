@@ -20,7 +20,7 @@ PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
 .PHONY: demo test test-ops lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice bench-serve \
-        bench-speed bench-million bench-metrics chaos fuzz lock bundle dashboards licences check-aarch64 audit clean
+        bench-speed bench-million bench-metrics chaos fuzz lock bundle dashboards screenshots licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
@@ -91,6 +91,9 @@ bundle: $(VENV)/.dev
 
 dashboards: $(VENV)/.dev
 	$(RUN) deploy/grafana/generate.py
+
+screenshots: $(VENV)/.dev
+	$(RUN) -m tests.screenshots
 
 licences: $(VENV)/.runtime
 	$(RUN) deploy/lock/licences.py

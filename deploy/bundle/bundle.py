@@ -37,7 +37,8 @@ sys.path.insert(0, str(HERE.parent / "lock"))
 from pins import pins, wheels_for  # noqa: E402  the folder of a script is not a package
 
 ROLES: Final = {"server": ("server",), "client": ("torch-cpu", "client", "pai")}
-TAKEN: Final = ("systemd", "prometheus", "grafana", "README.md", "METRICS.md", "LICENCES.md")  # of deploy/
+TAKEN: Final = ("systemd", "prometheus", "grafana", "README.md", "LIFECYCLE.md", "METRICS.md", "LICENCES.md")
+"""Of deploy/."""
 NAMESPACE: Final = "nexus-bundle"  # of the signature: what `ssh-keygen -Y verify -n` is told
 OURS: Final = "nexus-federated"
 

@@ -21,10 +21,14 @@ class Serving:
 
     def __init__(self, place: SiteHome, *options: str, token: str | None = None) -> None:
         self.place, self._log = place, place.settings_folder / "serve.log"
-        command = [str(BIN / "nexus-client"), "--home", str(place.settings_folder.parent), "serve", "--port", "0"]
+        command = [str(BIN / "nexus-client"), "--home", str(place.settings_folder.parent), "--site", place.site]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, *options], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ
+                [*command, "serve", "--port", "0", *options],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=os.environ,
             )
         self.port = int(until("serve is up", self._port))
         head = {"Authorization": f"Bearer {token}"} if token else {}
