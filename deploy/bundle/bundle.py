@@ -37,8 +37,12 @@ sys.path.insert(0, str(HERE.parent / "lock"))
 from pins import pins, wheels_for  # noqa: E402  the folder of a script is not a package
 
 ROLES: Final = {"server": ("server",), "client": ("torch-cpu", "client", "pai")}
-TAKEN: Final = ("systemd", "prometheus", "grafana", "README.md", "LIFECYCLE.md", "METRICS.md", "LICENCES.md")
-"""Of deploy/."""
+TAKEN: Final = (
+    *("README.md", "LICENSE", "common/PROTOCOL.md"),
+    *(f"deploy/{name}" for name in ("systemd", "prometheus", "grafana", "jetson")),
+    *(f"deploy/{name}.md" for name in ("README", "LIFECYCLE", "METRICS", "LICENCES")),
+)
+"""With the folders that it has in the repository, so that what a document says to type works in the bundle too."""
 NAMESPACE: Final = "nexus-bundle"  # of the signature: what `ssh-keygen -Y verify -n` is told
 OURS: Final = "nexus-federated"
 
@@ -114,14 +118,14 @@ def fill(folder: Path, version: str, machine: str, python: str, made: dt.datetim
         (folder / f"{role}.txt").write_text("".join(lines))
         (folder / f"{role}.cdx.json").write_text(bill(role, theirs, made))
     for name in TAKEN:
-        take(HERE.parent / name, folder / name)
-    take(ROOT / "LICENSE", folder / "LICENSE")
+        take(ROOT / name, folder / name)
     take(HERE / "install.sh", folder / "install.sh")
     (folder / "about.sh").write_text(f"VERSION={version}\nMACHINE={machine}\nPYTHON={python}\n")
 
 
 def take(source: Path, to: Path) -> None:
     """Copy a file or a folder, without what Python leaves."""
+    to.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, to, ignore=shutil.ignore_patterns("__pycache__"))
     else:
@@ -177,7 +181,9 @@ def main() -> None:
         pack(folder, beside, made)
         done = beside.replace(given.output / beside.name)
     print(f"{done}: {done.stat().st_size / 1e6:.0f} MB, SHA-256 {digest(done)}")
-    print(f"there: tar xf {done.name} && cd {name} && sudo sh install.sh server|client")
+    print(
+        f"there: tar xf {done.name} && cd {name} && sha256sum -c --strict --quiet SHA256SUMS && sudo sh install.sh ROLE"
+    )
 
 
 if __name__ == "__main__":

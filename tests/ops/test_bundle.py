@@ -48,6 +48,20 @@ def install(bundle: Path, role: str, prefix: Path) -> subprocess.CompletedProces
     return subprocess.run(command, env=plain, capture_output=True, text=True, timeout=1200, check=False)
 
 
+def small(bundle: Path, folder: Path, version: str) -> Path:
+    """A bundle whose server is one package."""
+    (folder / "wheels").mkdir(parents=True)
+    for wheel in (*bundle.glob("wheels/pip-*"), *bundle.glob("wheels/click-*")):
+        shutil.copy(wheel, folder / "wheels")
+    pins = (bundle / "server.txt").read_text().splitlines(keepends=True)
+    (folder / "server.txt").write_text("".join(pin for pin in pins if pin.startswith("click==")))
+    (folder / "about.sh").write_text((bundle / "about.sh").read_text().replace("VERSION=", f"VERSION={version}-"))
+    shutil.copy(bundle / "install.sh", folder)
+    files = [str(one.relative_to(folder)) for one in sorted(folder.rglob("*")) if one.is_file()]
+    (folder / "SHA256SUMS").write_text(told("sha256sum", *files, cwd=folder))
+    return folder
+
+
 def run(program: Path, *arguments: str | Path) -> str:
     """What an installed program prints, without a network and without this checkout."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -85,6 +99,41 @@ def test_a_changed_byte_is_refused_before_anything_is_installed(bundle: Path, tm
     assert wheel.name in done.stdout + done.stderr
     assert "nothing was installed" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_listed_is_refused_before_anything_runs(bundle: Path, tmp_path: Path) -> None:
+    folder = small(bundle, tmp_path / "bundle", "1")
+    (folder / "venv.py").write_text("open('ran', 'w')")
+    done = install(folder, "server", tmp_path / "nexus")
+    assert done.returncode == 1
+    assert "does not name" in done.stderr
+    assert not (folder / "ran").exists()
+    assert not (tmp_path / "nexus").exists()
+
+
+def test_an_update_comes_beside_the_release_before_it_and_one_that_was_cut_off_is_made_anew(
+    bundle: Path, tmp_path: Path
+) -> None:
+    first, second = (small(bundle, tmp_path / f"bundle {n}", str(n)) for n in (1, 2))
+    prefix = tmp_path / "opt" / "a nexus"
+    prefix.parent.mkdir()
+    assert install(first, "server", prefix).returncode == 0
+    before = prefix.resolve()
+    cut_off = install(second, "client", prefix)  # it has no client.txt
+    assert cut_off.returncode != 0
+    assert prefix.resolve() == before
+    done = install(second, "server", prefix)
+    assert done.returncode == 0, done.stderr
+    assert f"stays in {before}" in done.stdout
+    assert prefix.resolve() != before
+    assert before.exists()
+    assert run(prefix / "bin" / "python", "-c", "import click; print(click.__name__)") == "click\n"
+    again = install(second, "server", prefix)
+    assert "installing" not in again.stdout
+
+
+def test_shellcheck_finds_nothing_in_the_script() -> None:
+    told(tool("shellcheck", "shellcheck"), DEPLOY / "bundle" / "install.sh")
 
 
 def test_the_bill_of_materials_has_the_hash_of_every_file_that_a_role_installs(bundle: Path) -> None:
