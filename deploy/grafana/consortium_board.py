@@ -219,16 +219,20 @@ PRIVACY = [
     ),
     Panel(
         "How many sums were opened?",
-        "Committed rounds of all runs. Each opens the sum of its cohort's updates to the server, and sums give "
-        "something away about the text they were learnt from.",
+        "Rounds of all runs that were committed, and such whose sum voted a version down. Each shows the server the "
+        "sum of its cohort's updates, and sums give something away about the text they were learnt from. A closing "
+        "round sums figures alone, and is counted only where it votes a version down; a sum that came to nothing for "
+        "another reason is not.",
         "none",
-        {"": 'sum(nexus_server_rounds_total{@, outcome="committed"})'},
+        {"": 'sum(nexus_server_rounds_total{@, outcome=~"committed|voted_down"})'},
         kind="figures",
         steps={None: BLUE},
     ),
     Panel(
         "How small were cohorts?",
-        "The smallest committed round in the time shown. The fewer sites a sum has, the more it tells of each.",
+        "The smallest committed round that Prometheus saw in the time shown. The fewer sites a sum has, the more it "
+        "tells of each. A round that was followed by the next before Prometheus asked is not seen; "
+        "`nexus-server models` has the cohorts of all.",
         "none",
         {"": "min(min_over_time(nexus_server_round_participants{@}[$__range]))"},
         kind="figures",

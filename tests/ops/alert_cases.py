@@ -61,11 +61,15 @@ def phases(least: float, most: float) -> dict[str, str]:
 
 
 SEEN = of_server("site_last_seen_timestamp_seconds", site="hospital-b")
-WAITING = of_server("phase_since_timestamp_seconds", **PROJECT, phase="waiting")
-TRAINING = of_server("phase_since_timestamp_seconds", **PROJECT, phase="training")
-SCORE = of_server("model_quality_ratio", **PROJECT, slot="in_use", metric="score")
-REFUSED = of_server("refusals_total", code="malformed")
-SITE_REFUSED = of_site("refusals_total", code="plan-ended")
+WAITING, RECALLING, RESTING, IDLE, TRAINING, OPENING = (
+    of_server("phase_since_timestamp_seconds", **PROJECT, phase=phase)
+    for phase in ("waiting", "recalling", "resting", "idle", "training", "opening")
+)
+SCORE, SCORE_IN_USE = (
+    of_server("model_quality_ratio", **PROJECT, slot=slot, metric="score") for slot in ("judged", "in_use")
+)
+REFUSED, PAUSED = (of_server("refusals_total", code=code) for code in ("malformed", "paused"))
+SITE_REFUSED, SITE_PAUSED = (of_site("refusals_total", code=code) for code in ("unknown-base-model", "paused"))
 FREE, SIZE = (of_server(f"storage_{kind}_bytes", volume="state") for kind in ("free", "size"))
 FAILED, COMMITTED = (of_server("rounds_total", **PROJECT, outcome=outcome) for outcome in ("failed", "committed"))
 CONTACT, AHEAD = of_site("server_last_contact_timestamp_seconds"), of_site("clock_ahead_seconds")
@@ -79,6 +83,10 @@ VALID, VERIFIED, BUILD = (
 SITE_VALID, SITE_VERIFIED, SITE_BUILD = (
     of_site(name) for name in ("audit_chain_valid", "audit_chain_verified_timestamp_seconds", "build_info")
 )
+NIGHTS = {WAITING: "0x479 _x960 0x480", RESTING: "_x480 0x959 _x480"}  # of eight hours
+NONE_NEW = {COMMITTED: "5" + LONG}
+SELDOM = "0+1x2 3x3 4x3 " + " ".join(f"{count}x9" for count in range(5, 30))
+"""Refusals of one site: four in the first minutes, then one every ten minutes."""
 AUDIT, SITE_AUDIT = {VALID: "1" + LONG, BUILD: "1" + LONG}, {SITE_VALID: "1" + LONG, SITE_BUILD: "1" + LONG}
 UP, SITE_UP = series("up", SERVER), series("up", SITE)
 
@@ -101,17 +109,30 @@ OF_SERVER: Final[dict[str, list[Fires | Not]]] = {
         Fires("silent", 22, {SEEN: "0x60"}, "hospital-b has been silent for 22m 0s", SERVER | {"site": "hospital-b"}),
         Not("heard of a quarter of an hour ago", 15, {SEEN: "0x60"}),
         Not("a run waits for it", 60, {SEEN: "0x60", WAITING: "600x60"}),
+        Not("a restored server waits for it", 60, {SEEN: "0x60", RECALLING: "600x60"}),
     ],
     "NexusRunWaits": [
-        Fires(
-            "for a day and five minutes",
-            1445,
-            {WAITING: "0" + LONG},
-            "the run has waited for sites for 1d 0h 5m 0s",
-            SERVER | PROJECT | {"phase": "waiting"},
-        ),
-        Not("for not quite a day", 1435, {WAITING: "0" + LONG}),
-        Not("for two nights, with a round between", 1500, {WAITING: "0x900 55000x900"}),
+        *[
+            Fires(
+                told,
+                1505,
+                waits | NONE_NEW,
+                "no round was committed for a day, and the run waited for sites",
+                {"instance": "s", **PROJECT},
+            )
+            for told, waits in {
+                "for 25 hours and five minutes": {WAITING: "0" + LONG},
+                "night after night": NIGHTS,
+                "a restored server": {RECALLING: "0" + LONG},
+                "it came up again meanwhile": {WAITING: "0x700 _x20 43260x900", IDLE: "_x720 43200 stale"},
+            }.items()
+        ],
+        Not("for not quite 25 hours", 1495, {WAITING: "0" + LONG} | NONE_NEW),
+        Not("with a round between", 1800, {WAITING: "0" + LONG, COMMITTED: "5x900 6x900"}),
+        Not("in the second night a round is committed", 1520, NIGHTS | {COMMITTED: "5x1455 6x900"}),
+        Not("it rests, and had all it needs", 1800, {RESTING: "0" + LONG} | NONE_NEW),
+        Not("the run was stopped", 1700, {WAITING: "0x1400", IDLE: "_x1400 0x600"} | NONE_NEW),
+        Not("the run began half a day ago", 1700, {IDLE: "0x900", WAITING: "_x900 54000x900"} | NONE_NEW),
     ],
     "NexusRoundStuck": [
         Fires(
@@ -121,7 +142,16 @@ OF_SERVER: Final[dict[str, list[Fires | Not]]] = {
             "a round's training has taken 15m 0s",
             {"instance": "s", **PROJECT, "phase": "training"},
         ),
+        Fires(
+            "an opening, never measured before",
+            65,
+            {OPENING: "0" + LONG},
+            "a round's opening has taken 1h 5m 0s",
+            SERVER | PROJECT | {"phase": "opening"},
+        ),
+        Not("an opening of 55 minutes", 55, {OPENING: "0" + LONG}),
         Not("nine minutes", 129, {TRAINING: "7200" + LONG, **phases(30, 100)}),
+        Not("two hours of training, where nothing is known yet", 120, {TRAINING: "0" + LONG}),
         Not("a quarter of an hour where as much is usual", 135, {TRAINING: "7200" + LONG, **phases(300, 1000)}),
     ],
     "NexusRoundsFail": [
@@ -140,9 +170,10 @@ OF_SERVER: Final[dict[str, list[Fires | Not]]] = {
             "by six points",
             25,
             {SCORE: "0.80x10 0.74x60"},
-            "the score of the version in use has fallen to 74%",
-            SERVER | PROJECT | {"slot": "in_use", "metric": "score"},
+            "the score of the newest judged version has fallen to 74%",
+            SERVER | PROJECT | {"slot": "judged", "metric": "score"},
         ),
+        Not("the version in use alone, of another run", 25, {SCORE: "0.80x70", SCORE_IN_USE: "0.80x10 0.74x60"}),
         Not("by four points", 25, {SCORE: "0.80x10 0.76x60"}),
         Not("for five minutes", 25, {SCORE: "0.80x10 0.74x4 0.80x60"}),
     ],
@@ -151,10 +182,19 @@ OF_SERVER: Final[dict[str, list[Fires | Not]]] = {
             "one a minute",
             20,
             {REFUSED: "0+1x30"},
-            "15 refusals with malformed in a quarter of an hour",
+            "15 refusals with malformed",
             {"instance": "s", "code": "malformed"},
         ),
+        Fires(
+            "one site, every ten minutes at last",
+            240,
+            {REFUSED: SELDOM},
+            "12 refusals with malformed",
+            {"instance": "s", "code": "malformed"},
+        ),
+        Not("a site that has paused", 240, {PAUSED: SELDOM}),
         Not("seven, and no more", 20, {REFUSED: "0+1x7 7x30"}),
+        Not("ten, half an hour ago", 45, {REFUSED: "0+1x9 10x60"}),
     ],
     "NexusCertificateEnding": [
         Fires(
@@ -290,9 +330,18 @@ OF_SITE: Final[dict[str, list[Fires | Not]]] = {
             "one a minute",
             20,
             {SITE_REFUSED: "0+1x30"},
-            "hospital-a has refused 15 requests with plan-ended",
-            {"site": "hospital-a", "code": "plan-ended"},
+            "hospital-a has refused 15 requests with unknown-base-model",
+            {"site": "hospital-a", "code": "unknown-base-model"},
         ),
+        Fires(
+            "every ten minutes at last",
+            240,
+            {SITE_REFUSED: SELDOM},
+            "hospital-a has refused 12 requests with unknown-base-model",
+            {"site": "hospital-a", "code": "unknown-base-model"},
+        ),
+        Not("it has paused", 240, {SITE_PAUSED: SELDOM}),
         Not("seven, and no more", 20, {SITE_REFUSED: "0+1x7 7x30"}),
+        Not("ten, half an hour ago", 45, {SITE_REFUSED: "0+1x9 10x60"}),
     ],
 }

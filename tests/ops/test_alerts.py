@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from nexus_common.errors import REFUSALS
 
 from tests.ops.alert_cases import OF_SERVER, OF_SITE, Fires, Not
 from tests.ops.shipped import METRIC, RULES, alerts, prometheus, rules
@@ -96,6 +97,16 @@ def test_rules_ask_for_metrics_and_labels_that_exist_and_for_jobs_that_are_scrap
             for some in table[one.removesuffix("_bucket")].labels.values()
             for value in some or ()
         }
-        for label, told_values in re.findall(r'(\w+)=~?"(.*?)"', rule["expr"]):
+        for label, told_values in re.findall(r'(\w+)(?:=~?|!~)"(.*?)"', rule["expr"]):
             if names and label != "job":
-                assert set(told_values.split("|")) <= values, f"{label} is never that"
+                known = REFUSALS.keys() if label == "code" else values
+                assert set(told_values.split("|")) <= known, f"{label} is never that"
+
+
+def test_debians_prometheus_is_kept_on_loopback_before_it_starts() -> None:
+    commands = (DEPLOY / "README.md").read_text()
+    before, _, after = commands.partition("apt-get install --no-install-recommends prometheus\n")
+    assert after
+    assert "deploy/prometheus/loopback.conf /etc/systemd/system/prometheus.service.d/" in before
+    dropped_in = (DEPLOY / "prometheus" / "loopback.conf").read_text()
+    assert "\nExecStart=\nExecStart=/usr/bin/prometheus --web.listen-address=127.0.0.1:9090 $ARGS\n" in dropped_in
