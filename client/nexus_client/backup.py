@@ -18,7 +18,7 @@ from nexus_common.account import act_as_owner, as_owner
 from nexus_common.archive import Archive, Contents
 from nexus_common.audit import AuditLog
 from nexus_common.config import SITE_PATTERN
-from nexus_common.disk import sync_folder, write_durably
+from nexus_common.disk import make_above, sync_folder, write_durably
 from nexus_common.errors import NexusError
 
 from nexus_client.consent import Consent
@@ -91,8 +91,9 @@ def restore(file: Path, home: Path | None, site: str | None) -> tuple[SiteHome, 
             raise NexusError(f"{file} is a backup of {contents.of[:63]!r}, not of {site or 'a site'}")
         place = SiteHome.of(home, contents.of)
         _require_none(place)
-        for folder in (place.settings_folder, place.state.parent):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_above(place.settings_folder)
+        place.settings_folder.mkdir(mode=0o700, exist_ok=True)
+        make_above(place.state)
         act_as_owner(place.state.parent)
         staging = place.state.with_name(f".{place.state.name}.restoring")
         if staging.exists():

@@ -17,7 +17,7 @@ from nexus_common import certs, rpc
 from nexus_common.address import split_address
 from nexus_common.audit import AuditLog
 from nexus_common.cli import moment
-from nexus_common.disk import write_durably
+from nexus_common.disk import make_above, write_durably
 from nexus_common.enrolment import SERVICE, Authority, EnrolAnswer, EnrolRequest, Invite, request_bytes
 from nexus_common.errors import REFUSALS, NexusError
 
@@ -41,7 +41,8 @@ def join(
             raise NexusError(f"--data {path} does not exist; nothing was sent")
     place = SiteHome.of(home, invite.site)
     for folder in (place.settings_folder, place.state, place.keys):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_above(folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
     for name, make in (("transport.key", certs.new_transport_key), ("identity.key", Ed25519PrivateKey.generate)):
         if not (place.keys / name).exists():
             certs.save_key(place.keys / name, make())

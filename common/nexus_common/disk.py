@@ -81,6 +81,13 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def make_above(folder: Path) -> None:
+    """Make what is missing above a folder so that every account may pass, whatever the umask: a service's must."""
+    for missing in reversed([one for one in folder.absolute().parents if not one.exists()]):
+        missing.mkdir(exist_ok=True)
+        missing.chmod(0o755)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames in a folder durable."""
     folder = os.open(path, os.O_RDONLY)

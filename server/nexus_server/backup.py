@@ -17,7 +17,7 @@ from nexus_common import __version__, archive, audit
 from nexus_common.account import act_as_owner, as_owner
 from nexus_common.archive import Archive, Contents
 from nexus_common.audit import AuditLog
-from nexus_common.disk import sync_folder, write_durably
+from nexus_common.disk import make_above, sync_folder, write_durably
 from nexus_common.errors import NexusError
 
 from nexus_server.ca import CertificateAuthority, CertificateFiles
@@ -190,7 +190,8 @@ def _staging(home: Path) -> Iterator[Path]:
             f"{home} holds a server already ({', '.join(there)}), and restoring takes nothing's place; stop it, move "
             "it aside and try again, or give --home another folder"
         )
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_above(home)
+    home.mkdir(mode=0o700, exist_ok=True)
     for part in (*there, _UNFINISHED):
         _remove(home / part)
     staging.mkdir(mode=0o700)

@@ -10,7 +10,7 @@ from nexus_common import certs, logs, rpc
 from nexus_common.audit_view import SinceOption, VerifyOption, show_audit
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.config import parse_toml, toml_string
-from nexus_common.disk import write_durably
+from nexus_common.disk import make_above, write_durably
 from nexus_common.errors import NexusError
 
 from nexus_server import admin_api as admin
@@ -73,7 +73,8 @@ def init(
     text = TEMPLATE.format(**{key: toml_string(value) for key, value in quoted.items()})
     checked(parse_toml(ServerSettingsFile, text, "nexus-server init"))
     version = read_version(from_version) if from_version else None
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_above(home)
+    home.mkdir(mode=0o700, exist_ok=True)
     authority = CertificateAuthority.create(CertificateFiles(home / "keys"), name)
     if version is not None:
         adopt(home / "state", version)

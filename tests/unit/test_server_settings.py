@@ -1,5 +1,6 @@
 """server.toml: what init writes is read back, and addresses beyond loopback are refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,16 @@ def test_everything_secret_is_its_owners_alone(tmp_path: Path) -> None:
     init(tmp_path / "home")
     private = [tmp_path / "home", *(tmp_path / "home" / "keys").glob("*.key")]
     assert {path.name: path.stat().st_mode & 0o077 for path in private} == {"home": 0, "ca.key": 0, "server.key": 0}
+
+
+def test_what_is_missing_above_the_folder_lets_the_service_s_account_through(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        init(tmp_path / "var" / "nexus" / "server")
+    finally:
+        os.umask(old)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "var", tmp_path / "var/nexus")]
+    assert modes == [0o755] * 2
 
 
 def test_metrics_are_on_loopback_unless_somebody_says_otherwise_and_can_be_off(tmp_path: Path) -> None:

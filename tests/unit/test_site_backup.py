@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nexus_client import site
 from nexus_client.backup import back_up, restore
 from nexus_client.consent import Consent
 from nexus_client.model_list import BASE
@@ -44,6 +45,10 @@ def place(tmp_path: Path) -> SiteHome:
     return place
 
 
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
 def test_a_restored_site_is_itself_without_approvals_record_or_cache(place: SiteHome, tmp_path: Path) -> None:
     back_up(place, tmp_path / "site.tar")
     again, _, ended = restore(tmp_path / "site.tar", tmp_path / "again", None)
@@ -73,6 +78,23 @@ def test_only_its_owner_can_read_it(place: SiteHome, tmp_path: Path) -> None:
         os.umask(old)
     paths = [tmp_path / "site.tar", again.state, *again.state.rglob("*")]
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in paths)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_on_a_new_box_the_service_may_go_to_what_was_restored(
+    place: SiteHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    back_up(place, tmp_path / "site.tar")
+    monkeypatch.setattr(site, "ETC", tmp_path / "box" / "etc")
+    monkeypatch.setattr(site, "VAR", tmp_path / "box" / "var" / "nexus")
+    old = os.umask(umask)
+    try:
+        again, *_ = restore(tmp_path / "site.tar", None, None)
+    finally:
+        os.umask(old)
+    above = (tmp_path / "box", again.settings_folder.parent, again.state.parent.parent, again.state.parent)
+    assert [mode(path) for path in above] == [0o755] * 4
+    assert [mode(path) for path in (again.settings_folder, again.state)] == [0o700] * 2
 
 
 def test_a_site_that_is_there_is_left_as_it_is(place: SiteHome, tmp_path: Path) -> None:
