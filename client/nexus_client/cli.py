@@ -27,7 +27,7 @@ from nexus_client import (
     cli_unit,
     cli_use,
 )
-from nexus_client.cli_consent import place_of
+from nexus_client.cli_consent import place_of, place_to_write
 from nexus_client.site import SiteHome
 
 app = new_app(
@@ -53,7 +53,7 @@ def agent(
     context.obj = Options(home, as_json, site)
     if context.invoked_subcommand is not None:
         return
-    place = place_of(context)
+    place = place_to_write(context)
     logs.begin(place.site)
     for chatty in ("httpx", "matplotlib", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -85,17 +85,13 @@ def join(
         except ValueError as problem:
             raise typer.BadParameter(str(problem)) from None
     place, notes = enrol(given.home, line, given.site, data or [], proxy)
-    call = _call(given, place.site)
-    booted = given.home is None and Path("/run/systemd/system").is_dir()  # sd_booted(3): not in a container
-    service = f"\n  {call} unit --write    (for its systemd service)" if booted else ""
     show(
         context,
         {"site": place.site, "settings": str(place.settings_file), "state": str(place.state)},
         f"{place.site} is enrolled; its keys were made here and stay in {place.keys}\n"
         + "".join(f"{note}\n" for note in notes)
         + f"what this site allows stands in {place.policy_file}: read it\n"
-        + f"next:\n  {call} check\n  {call} preview\n  {call}            (the agent)"
-        + service,
+        + f"next:\n  {place.call} check\n  {place.call} preview\n{cli_unit.next_steps(place)}",
     )
 
 
@@ -160,7 +156,7 @@ def status(context: typer.Context) -> None:
         return found.status(place)
 
     report = _ask(place, "status", rpc.Nothing(), api.StatusReport, here, STATUS_SECONDS)
-    show(context, report.model_dump(), _status_text(report, _call(options(context), place.site)))
+    show(context, report.model_dump(), _status_text(report, place))
 
 
 cli_consent.add_plan_commands(app)
@@ -206,13 +202,10 @@ cli_lifecycle.add_lifecycle_commands(app)
 cli_consent.add_site_commands(app)
 
 
-def _call(given: Options, site: str) -> str:
-    """How this program is called for a site, as it was this time."""
-    return f"nexus-client{f' --home {given.home}' if given.home else ''} --site {site}"
-
-
-def _status_text(report: api.StatusReport, call: str) -> str:
-    lines = [f"{report.site}: agent {'running' if report.running else f'not running: start it with `{call}`'}"]
+def _status_text(report: api.StatusReport, place: SiteHome) -> str:
+    call = place.call
+    running = "running" if report.running else f"not running: start it with `{place.start()}`"
+    lines = [f"{report.site}: agent {running}"]
     if report.running:
         met = report.connection in ("connected", "connecting")
         now = report.connection if met else f"it is tried again by itself, and meanwhile:\n  {report.connection}"

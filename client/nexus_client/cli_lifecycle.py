@@ -7,6 +7,7 @@ import typer
 from nexus_common.cli import moment, options, show
 
 from nexus_client.cli_consent import place_of
+from nexus_client.cli_unit import next_steps
 
 
 def add_lifecycle_commands(app: typer.Typer) -> None:
@@ -50,7 +51,7 @@ def add_lifecycle_commands(app: typer.Typer) -> None:
 
         given = options(context)
         place, contents, ended = made_again(file, given.home, given.site)
-        call = f"nexus-client{f' --home {given.home}' if given.home else ''} --site {place.site}"
+        call = place.call
         lines = [f"restored {place.site} as of {moment(contents.made)}; stop the old one where it still runs"]
         for name in ended:
             lines.append(
@@ -58,6 +59,6 @@ def add_lifecycle_commands(app: typer.Typer) -> None:
                 f"To take part again:\n  {call} plan show {name}\n  {call} plan approve {name} --by NAME\nor, better, "
                 f"ask the coordinator for a plan that continues it (nexus-server plan new NEXT --from {name})"
             )
-        lines.append(f"next:\n  {call} check\n  {call}            (the agent)")
+        lines.append(f"next:\n  {call} check\n{next_steps(place)}")
         data = {"site": place.site, "made": contents.made, "approvals_ended": ended, "state": str(place.state)}
         show(context, data, "\n".join(lines))

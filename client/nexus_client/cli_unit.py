@@ -8,12 +8,20 @@ from nexus_common.errors import NexusError
 
 from nexus_client.cli_consent import place_of
 from nexus_client.service_unit import drop_in, install
-from nexus_client.site import ETC
+from nexus_client.site import ETC, SiteHome
 
 
 def add_unit_command(app: typer.Typer) -> None:
     """``unit``."""
     app.command("unit")(_unit)
+
+
+def next_steps(place: SiteHome) -> str:
+    """From a site that was enrolled or restored to its running agent."""
+    start = place.start("enable --now")
+    if start == place.call:
+        return f"  {place.call}            (the agent)"
+    return f"  {place.call} unit --write && systemctl daemon-reload\n  {start}"
 
 
 def _unit(

@@ -14,6 +14,7 @@ from nexus_common.address import Address, AddressOrOff, Proxy
 from nexus_common.config import Settings, SiteName, read_toml, toml_string
 from nexus_common.disk import write_durably
 from nexus_common.errors import NexusError
+from nexus_common.notify import booted
 from pydantic import Field
 
 from nexus_client.data import DataSource
@@ -103,6 +104,17 @@ class SiteHome:
                 f"{wanted}; under {root} there is {', '.join(there) or 'none yet'} (`nexus-client join` sets one up)"
             )
         return cls.of(home, site)
+
+    @property
+    def call(self) -> str:
+        """How this program is called for this site."""
+        home = "" if self.state == VAR / self.site else f" --home {self.settings_folder.parent}"
+        return f"nexus-client{home} --site {self.site}"
+
+    def start(self, verb: str = "start") -> str:
+        """What starts the agent: systemd where it does, for root's own would not be the service's account."""
+        by_systemd = self.state == VAR / self.site and booted()
+        return f"systemctl {verb} nexus-client@{self.site}" if by_systemd else self.call
 
     @property
     def settings_file(self) -> Path:

@@ -1,10 +1,21 @@
-"""What systemd is told of a service of ``Type=notify``, as sd_notify(3) says: one datagram, where one is asked for."""
+"""What systemd is told of a service of ``Type=notify``, as sd_notify(3) says: one datagram, where one is asked for.
+
+And whether it runs this machine at all, since people are told to start a service by it and not as root by hand.
+"""
 
 import logging
 import os
 import socket
+from pathlib import Path
+from typing import Final
 
 log = logging.getLogger(__name__)
+SYSTEMD: Final = Path("/run/systemd/system")
+
+
+def booted() -> bool:
+    """Whether systemd runs this machine, as sd_booted(3) says; in a container it does not."""
+    return SYSTEMD.is_dir()
 
 
 def notify(state: str) -> None:

@@ -18,6 +18,7 @@ from nexus_common.checks import CheckLine, CheckReport, line
 from nexus_common.disk import LEAST_FREE_BYTES
 from nexus_common.errors import NexusError
 
+from nexus_server.asking import start
 from nexus_server.backup import BACKED_UP, KIND
 from nexus_server.ca import RENEW_SERVER_DAYS, ROTATE_DAYS, CertificateFiles
 from nexus_server.check_state import check_database, check_ports, is_running
@@ -46,7 +47,7 @@ def check_server(home: Path, clock: Callable[[], float] = time.time) -> ServerRe
         remedy = "correct server.toml, or make a server: `nexus-server init`, `nexus-server restore FILE`"
         fault = line("settings", "fault", str(problem), remedy)
         return ServerReport(home=str(home), running=running, lines=[fault])
-    state = "a server runs on it" if running else f"no server runs on it: start it with `nexus-server --home {home}`"
+    state = "a server runs on it" if running else f"no server runs on it: start it with `{start(home)}`"
     lines = [line("settings", "ok", f"{home / 'server.toml'}; {state}")]
     parts: tuple[Callable[[], Iterator[CheckLine]], ...] = (
         lambda: _keys(CertificateFiles(home / "keys")),

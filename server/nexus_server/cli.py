@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 from nexus_common import certs, logs, rpc
+from nexus_common.account import act_as_owner
 from nexus_common.audit_view import SinceOption, VerifyOption, show_audit
 from nexus_common.cli import HomeOption, JsonOption, Options, ago, moment, new_app, options, run_cli, show, table
 from nexus_common.config import parse_toml, toml_string
@@ -15,7 +16,7 @@ from nexus_common.errors import NexusError
 
 from nexus_server import admin_api as admin
 from nexus_server import cli_lifecycle, cli_models, cli_plans, cli_report
-from nexus_server.asking import call, home_of
+from nexus_server.asking import call, home_of, start
 from nexus_server.settings import TEMPLATE, ServerSettingsFile, audit_file, checked
 from nexus_server.words import sentence
 
@@ -36,6 +37,7 @@ def serve(context: typer.Context, home: HomeOption = None, as_json: JsonOption =
     context.obj = Options(home, as_json)
     if context.invoked_subcommand is not None:
         return
+    act_as_owner(home_of(context))
     logs.begin()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from nexus_server.app import Server  # noqa: PLC0415  Flower is loaded by the process that serves, not by commands
@@ -85,7 +87,7 @@ def init(
         {"home": str(home), "address": address, "enrol_address": enrol_address},
         f"made {home}: server.toml, keys/ (the CA's key is what sites will pin, {pinned}…: back it up)\n"
         + (f"run {version.plan.name} goes on from version {version.number}\n" if version else "")
-        + f"next: nexus-server --home {home}\n      nexus-server --home {home} invite hospital-a"
+        + f"next: {start(home, 'enable --now')}\n      nexus-server --home {home} invite hospital-a"
         + (", and every other site: each pastes its line again; its keys, plan and approval stay" if version else ""),
     )
 

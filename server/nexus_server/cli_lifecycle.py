@@ -8,7 +8,7 @@ from nexus_common.account import as_owner
 from nexus_common.checks import show_checks
 from nexus_common.cli import moment, show
 
-from nexus_server.asking import home_of
+from nexus_server.asking import home_of, start
 
 
 def add_lifecycle_commands(app: typer.Typer) -> None:
@@ -77,5 +77,5 @@ def add_lifecycle_commands(app: typer.Typer) -> None:
             "apart. Sums stay safe, for that is in the sites' records, but each spoils the other's rounds, and the "
             "run would fork.\n"
             "What was withdrawn, rolled back, invited, enrolled or revoked since the backup is not known here: do it "
-            f"again.\nnext: nexus-server --home {home}   (it asks its sites for versions newer than the backup's)",
+            f"again.\nnext: {start(home, 'enable --now')}   (it asks its sites for versions newer than the backup's)",
         )

@@ -58,13 +58,13 @@ def place(graphs: Path) -> Iterator[SiteHome]:
         yield place
 
 
-def python(code: str, *argv: str) -> "subprocess.CompletedProcess[str]":
+def python(code: str, *argv: str, ends_with: int = 0) -> "subprocess.CompletedProcess[str]":
     """What a program of ours does in a process that any account may go on with."""
     code_of_all = [path for path in sys.path if Path(path).is_dir() and reaches(Path(path))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(code_of_all)}
     command = [str(interpreter()), "-c", code, *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == ends_with, done.stderr
     return done
 
 
@@ -77,7 +77,11 @@ def run(place: SiteHome, *argv: str) -> dict[str, object]:
 
 
 def owners(place: SiteHome) -> set[int]:
-    return {path.lstat().st_uid for path in place.state.rglob("*")}
+    return owners_below(place.state)
+
+
+def owners_below(folder: Path) -> set[int]:
+    return {path.lstat().st_uid for path in folder.rglob("*")}
 
 
 def test_root_follows_no_link_in_the_place_of_the_folder(place: SiteHome) -> None:
@@ -108,6 +112,32 @@ def test_a_graph_that_root_asks_for_is_made_by_the_service_and_so_is_its_folder(
     python(code + "encoder_file(*map(Path, sys.argv[1:3]), 'int8')", str(default_base()), str(folder))
     assert (folder / "encoder-int8.onnx").exists()
     assert owners(place) == {SERVICE}
+
+
+def test_an_agent_that_root_starts_by_hand_leaves_nothing_of_roots(place: SiteHome) -> None:
+    place.keys.mkdir()
+    (place.keys / "site.crt").touch()  # it ends where it finds no key, after it has begun to write
+    for path in (place.keys, place.keys / "site.crt"):
+        os.chown(path, SERVICE, SERVICE)
+    code = "import sys; from nexus_client.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = python(code, "--home", str(place.settings_folder.parent), ends_with=1)
+    assert "identity.key" in done.stderr
+    assert (place.state / "agent.lock").exists()
+    assert owners(place) == {SERVICE}
+
+
+def test_a_server_that_root_starts_by_hand_leaves_nothing_of_roots() -> None:
+    code = "import sys; from nexus_server.cli import main; sys.exit(main(sys.argv[1:]))"
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "server"
+        home.parent.chmod(0o755)
+        python(code, "--home", str(home), "init")
+        (home / "keys" / "ca.crt").unlink()  # it ends there, after it has begun to write
+        for path in (home, *home.rglob("*")):
+            os.chown(path, SERVICE, SERVICE)
+        assert "ca.crt" in python(code, "--home", str(home), ends_with=1).stderr
+        assert (home / "server.lock").exists()
+        assert owners_below(home) == {SERVICE}
 
 
 def test_a_log_that_root_begins_is_the_services(place: SiteHome) -> None:

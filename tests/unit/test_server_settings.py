@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from nexus_common import notify
 from nexus_common.errors import NexusError
+from nexus_server.asking import DEFAULT_HOME, start
 from nexus_server.cli import main
 from nexus_server.settings import TEMPLATE, ServerSettingsFile, admin_socket, read_settings
 
@@ -106,6 +108,16 @@ def test_what_is_missing_above_the_folder_lets_the_service_s_account_through(tmp
         os.umask(old)
     modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "var", tmp_path / "var/nexus")]
     assert modes == [0o755] * 2
+
+
+def test_systemd_starts_the_server_of_the_systems_folder_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "SYSTEMD", tmp_path)
+    assert start(DEFAULT_HOME) == "systemctl start nexus-server"
+    assert start(tmp_path) == f"nexus-server --home {tmp_path}"
+    monkeypatch.setattr(notify, "SYSTEMD", tmp_path / "none")
+    assert start(DEFAULT_HOME) == f"nexus-server --home {DEFAULT_HOME}"
 
 
 def test_metrics_are_on_loopback_unless_somebody_says_otherwise_and_can_be_off(tmp_path: Path) -> None:

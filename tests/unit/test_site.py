@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nexus_client.cli_unit import next_steps
 from nexus_client.site import SiteHome, SiteSettings
+from nexus_common import notify
 from nexus_common.errors import NexusError
 
 SERVER = "127.0.0.1:8443"
@@ -35,6 +37,19 @@ def test_a_home_holds_settings_and_state_of_its_sites() -> None:
 def test_without_a_home_the_systems_folders_are_meant() -> None:
     place = SiteHome.of(None, "a")
     assert (place.settings_file, place.socket) == (Path("/etc/nexus/a/site.toml"), Path("/var/lib/nexus/a/agent.sock"))
+
+
+def test_systemd_starts_the_agent_of_the_systems_folders_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "SYSTEMD", tmp_path)
+    assert SiteHome.of(None, "a").start() == "systemctl start nexus-client@a"
+    steps = "  nexus-client --site a unit --write && systemctl daemon-reload\n  systemctl enable --now nexus-client@a"
+    assert next_steps(SiteHome.of(None, "a")) == steps
+    assert SiteHome.of(Path("/h"), "a").start() == "nexus-client --home /h --site a"
+    monkeypatch.setattr(notify, "SYSTEMD", tmp_path / "none")
+    assert SiteHome.of(None, "a").start() == "nexus-client --site a"
+    assert next_steps(SiteHome.of(None, "a")) == "  nexus-client --site a            (the agent)"
 
 
 def test_the_only_site_need_not_be_named(tmp_path: Path) -> None:
