@@ -21,7 +21,7 @@ from nexus_common.errors import NexusError
 from nexus_server.asking import start
 from nexus_server.backup import BACKED_UP, KIND
 from nexus_server.ca import RENEW_SERVER_DAYS, ROTATE_DAYS, CertificateFiles
-from nexus_server.check_state import check_database, check_ports, is_running
+from nexus_server.check_state import check_database, check_ports, check_reach, is_running
 from nexus_server.settings import audit_file, read_settings
 
 LEAST_SHARE: Final = 0.1  # of the disk, below which the alert DiskLow fires too
@@ -53,6 +53,7 @@ def check_server(home: Path, clock: Callable[[], float] = time.time) -> ServerRe
         lambda: _keys(CertificateFiles(home / "keys")),
         lambda: _certificates(CertificateFiles(home / "keys"), dt.datetime.fromtimestamp(now, dt.UTC), running=running),
         lambda: check_ports(settings, running=running),
+        lambda: check_reach(settings),
         lambda: _disk(home),
         lambda: check_database(home / "state"),
         lambda: _log(home, now),

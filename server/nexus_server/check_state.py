@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from nexus_common.address import OFF, split_address
+from nexus_common.address import OFF, is_loopback, split_address
 from nexus_common.checks import CheckLine, line
 from nexus_common.errors import NexusError
 from nexus_common.ports import listen
@@ -48,6 +48,28 @@ def check_ports(settings: ServerSettingsFile, *, running: bool) -> Iterator[Chec
             yield line(name, "fault", f"a server runs, but nothing answers at {address}", "see its log; restart it")
         else:
             yield _free(name, host, port)
+
+
+def check_reach(settings: ServerSettingsFile) -> Iterator[CheckLine]:
+    """That other machines reach what they dial: in its own /etc/hosts a machine's name is often loopback."""
+    for name, key, listens, dialled in (
+        ("port", "listen", settings.listen, settings.address),
+        ("enrolment port", "enrol_listen", settings.enrol_listen, settings.enrol_address),
+    ):
+        host, port = split_address(listens)
+        found = _address_of(host)
+        if is_loopback(found) and not is_loopback(split_address(dialled)[0]):
+            told = f"{key} = {listens} is {found}: this machine alone reaches it, and sites dial {dialled}"
+            yield line(name, "warning", told, f'{key} = "0.0.0.0:{port}" in server.toml, and restart the server')
+
+
+def _address_of(host: str) -> str:
+    """What the port will be bound to; the host itself where nobody knows it, which the port's own line says."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return str(socket.getaddrinfo(host, None, family, socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return host
 
 
 def _answers(host: str, port: int) -> bool:

@@ -17,7 +17,7 @@ from nexus_common.errors import NexusError
 from nexus_server import admin_api as admin
 from nexus_server import cli_lifecycle, cli_models, cli_plans, cli_report
 from nexus_server.asking import call, home_of, start
-from nexus_server.settings import TEMPLATE, ServerSettingsFile, audit_file, checked
+from nexus_server.settings import TEMPLATE, ServerSettingsFile, audit_file, checked, listen_for
 from nexus_server.words import sentence
 
 app = new_app(
@@ -71,8 +71,9 @@ def init(
     home = home_of(context)
     if (home / "server.toml").exists():
         raise NexusError(f"{home} is already initialised; its keys are what the sites trust, so nothing was changed")
-    quoted = {"name": name, "contact": contact, "address": address, "enrol_address": enrol_address}
-    text = TEMPLATE.format(**{key: toml_string(value) for key, value in quoted.items()})
+    given = {"name": name, "contact": contact, "address": address, "enrol_address": enrol_address}
+    listen = {"listen": listen_for(address), "enrol_listen": listen_for(enrol_address)}
+    text = TEMPLATE.format(**{key: toml_string(value) for key, value in (given | listen).items()})
     checked(parse_toml(ServerSettingsFile, text, "nexus-server init"))
     version = read_version(from_version) if from_version else None
     make_above(home)
@@ -84,8 +85,9 @@ def init(
     pinned = certs.key_hash(authority.certificate).hex()[:16]
     show(
         context,
-        {"home": str(home), "address": address, "enrol_address": enrol_address},
+        {"home": str(home), "address": address, "enrol_address": enrol_address, **listen},
         f"made {home}: server.toml, keys/ (the CA's key is what sites will pin, {pinned}…: back it up)\n"
+        + f"it listens at {' and '.join(listen.values())} (listen, enrol_listen in server.toml)\n"
         + (f"run {version.plan.name} goes on from version {version.number}\n" if version else "")
         + f"next: {start(home, 'enable --now')}\n      nexus-server --home {home} invite hospital-a"
         + (", and every other site: each pastes its line again; its keys, plan and approval stay" if version else ""),

@@ -3,6 +3,7 @@
 import asyncio
 import asyncio.constants
 import asyncio.sslproto
+import errno
 import logging
 import socket
 import ssl
@@ -143,9 +144,10 @@ def open_door(app: ASGIApp, host: str, port: int, context: ssl.SSLContext) -> uv
         listener.listen(BACKLOG)  # or another process, which has bound the port too, could come first
     except OSError as problem:
         listener.close()
+        taken = problem.errno == errno.EADDRINUSE
+        remedy = "is another nexus-server running?" if taken else f'"0.0.0.0:{port}" is every address of this machine'
         raise NexusError(
-            f"cannot listen on {host} port {port}: {problem.strerror}; is another nexus-server running? "
-            "(`listen` in server.toml)"
+            f"cannot listen on {host} port {port}: {problem.strerror}; {remedy} (`listen` in server.toml)"
         ) from None
     # uvicorn has no setting for it, and 60 s is long where strangers can open connections; uvloop would not look at it
     asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_SECONDS

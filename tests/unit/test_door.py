@@ -90,3 +90,10 @@ def test_a_port_that_two_have_bound_is_the_first_listeners() -> None:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(NexusError, match="is another nexus-server running"):
             patch.setattr(door.Listener, "bind", bound)
             open_door(Gate(None, lambda _: None), *other.getsockname(), no_context)
+
+
+def test_an_address_of_another_machine_is_told_with_what_to_listen_at_instead(tmp_path: Path) -> None:
+    authority = CertificateAuthority.create(CertificateFiles(tmp_path / "server"), "demo")
+    authority.ensure_server_certificate(HOSTS)
+    with pytest.raises(NexusError, match=r'"0\.0\.0\.0:8443" is every address of this machine \(`listen`'):
+        open_door(Gate(None, lambda _: None), "192.0.2.7", 8443, DoorTls(authority.files).context)

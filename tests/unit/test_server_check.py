@@ -99,6 +99,17 @@ def test_a_port_that_another_program_has_is_told(home: Path) -> None:
         assert f"cannot listen on 127.0.0.1 port {port}" in fault(home, "port")
 
 
+def test_a_name_that_is_loopback_on_this_machine_is_told(home: Path) -> None:
+    settings = home / "server.toml"
+    settings.write_text(re.sub("^address = .*", 'address = "nexus.example.org:8443"', settings.read_text(), flags=re.M))
+    settings.write_text(re.sub('"127.0.0.1:', '"localhost:', settings.read_text(), flags=re.M))
+    told = [one for one in found(home, "port") if one.state == "warning"]
+    assert [(one.found.partition(": ")[2], (one.remedy or "")[:18]) for one in told] == [
+        ("this machine alone reaches it, and sites dial nexus.example.org:8443", 'listen = "0.0.0.0:')
+    ]
+    assert [one.state for one in found(home, "enrolment port")] == ["ok"], "loopback is what sites dial there"
+
+
 def test_a_damaged_and_a_newer_database_are_told(home: Path) -> None:
     path = home / "state" / "registry.sqlite"
     with sqlite3.connect(path) as db:

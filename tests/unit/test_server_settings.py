@@ -10,7 +10,8 @@ from nexus_server.asking import DEFAULT_HOME, start
 from nexus_server.cli import main
 from nexus_server.settings import TEMPLATE, ServerSettingsFile, admin_socket, read_settings
 
-GOOD = TEMPLATE.format(name='"n"', contact='"Kim"', address='"127.0.0.1:8443"', enrol_address='"[::1]:8444"')
+MAIN, ENROL = '"127.0.0.1:8443"', '"[::1]:8444"'
+GOOD = TEMPLATE.format(name='"n"', contact='"Kim"', address=MAIN, listen=MAIN, enrol_address=ENROL, enrol_listen=ENROL)
 
 
 def read(home: Path, text: str) -> ServerSettingsFile:
@@ -74,6 +75,24 @@ def test_init_writes_settings_that_are_read(tmp_path: Path, name: str) -> None:
 def test_init_takes_every_text(tmp_path: Path, contact: str) -> None:
     assert init(tmp_path, "--contact", contact) == 0
     assert read_settings(tmp_path).contact == contact
+
+
+@pytest.mark.parametrize(
+    ("dialled", "listens"),
+    [
+        ("127.0.0.1:8443", "127.0.0.1:8443"),
+        ("127.0.0.2:8443", "127.0.0.2:8443"),
+        ("localhost:8443", "localhost:8443"),
+        ("nexus.example.org:8443", "0.0.0.0:8443"),  # of which /etc/hosts may say 127.0.1.1
+        ("192.0.2.7:8443", "0.0.0.0:8443"),  # a router's, which passes the port on
+        ("[2001:db8::7]:8443", "[::]:8443"),
+    ],
+)
+def test_init_listens_where_what_sites_dial_can_arrive(tmp_path: Path, dialled: str, listens: str) -> None:
+    assert init(tmp_path, "--address", dialled, "--enrol-address", dialled.replace("8443", "8444")) == 0
+    made = read_settings(tmp_path)
+    assert (made.address, made.listen) == (dialled, listens)
+    assert made.enrol_listen == listens.replace("8443", "8444")
 
 
 def test_an_init_that_fails_can_be_repeated(tmp_path: Path) -> None:
