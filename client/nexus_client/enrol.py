@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nexus_common import certs, rpc
+from nexus_common.account import as_owner
 from nexus_common.address import split_address
 from nexus_common.audit import AuditLog
 from nexus_common.cli import moment
@@ -32,7 +33,10 @@ _BUSY: Final = ("resource_exhausted", "deadline_exceeded")
 def join(
     home: Path | None, line: str, expected_site: str | None, data: list[Path], proxy: str | None = None
 ) -> tuple[SiteHome, list[str]]:
-    """Enrol this machine; keys that exist already are kept and used again.  Also: what a person should know of it."""
+    """Enrol this machine; keys that exist already are kept and used again.  Also: what a person should know of it.
+
+    Root works in the state folder as the account that it belongs to, which could lay links in it.
+    """
     invite = Invite.parse(line)
     if expected_site not in (None, invite.site):
         raise NexusError(f"the invitation is for {invite.site}, not for {expected_site}")
@@ -40,9 +44,22 @@ def join(
         if not path.exists():
             raise NexusError(f"--data {path} does not exist; nothing was sent")
     place = SiteHome.of(home, invite.site)
-    for folder in (place.settings_folder, place.state, place.keys):
+    for folder in (place.settings_folder, place.state):
         make_above(folder)
         folder.mkdir(mode=0o700, exist_ok=True)
+    with as_owner(place.state):
+        server, notes = _enrolled(invite, place, proxy)
+    write_policy(place.policy_file, place.site)
+    if not place.write_settings(server, data, proxy):
+        notes.append(_kept(place, server, data))
+    elif not data:
+        notes.append(f"name your text in {place.settings_file}")
+    return place, notes
+
+
+def _enrolled(invite: Invite, place: SiteHome, proxy: str | None) -> tuple[str, list[str]]:
+    """Keys and certificates in the state folder; the server's address, and what a person should know."""
+    place.keys.mkdir(mode=0o700, exist_ok=True)
     for name, make in (("transport.key", certs.new_transport_key), ("identity.key", Ed25519PrivateKey.generate)):
         if not (place.keys / name).exists():
             certs.save_key(place.keys / name, make())
@@ -59,13 +76,8 @@ def join(
     notes = _repinned(place, authority)
     write_durably(place.keys / "ca.crt", certs.pem(authority))
     write_durably(place.keys / "site.crt", answer.certificate.encode())
-    write_policy(place.policy_file, place.site)
     log.append("joined", recipient=invite.address, consortium=invite.ca_hash.hex())
-    if not place.write_settings(answer.server, data, proxy):
-        notes.append(_kept(place, answer.server, data))
-    elif not data:
-        notes.append(f"name your text in {place.settings_file}")
-    return place, notes
+    return answer.server, notes
 
 
 def _repinned(place: SiteHome, authority: x509.Certificate) -> list[str]:
