@@ -1,6 +1,7 @@
 """Joining in real processes: one pasted line, and everything that can be wrong with it."""
 
 import datetime as dt
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -62,6 +63,20 @@ def test_the_same_machine_may_paste_the_line_again_and_another_key_may_not(feder
     assert "invite-used" in again.stderr
     assert "Kim, ext. 12" in again.stderr
     assert certificate.read_bytes() == first
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work in another account's folder")
+def test_root_renews_for_a_service_and_leaves_nothing_of_roots_in_its_folder(federation: Federation) -> None:
+    line, service = federation.ask("nexus-server", "invite", "bank-s")["line"], 65534
+    federation.home.chmod(0o711)
+    federation.ask("nexus-client", "join", line)
+    (folder := federation.home / "sites" / "bank-s").chmod(0o711)
+    for path in (folder / "state", *(folder / "state").rglob("*")):
+        os.chown(path, service, service)
+    (folder / "state" / "keys" / "site.crt").unlink()
+    federation.ask("nexus-client", "join", line)
+    assert (folder / "state" / "keys" / "site.crt").exists()
+    assert {path.stat().st_uid for path in (folder / "state").rglob("*")} == {service}
 
 
 def test_a_machine_that_was_enrolled_elsewhere_is_told_what_changes_and_what_to_change(
