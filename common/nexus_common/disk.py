@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
+from nexus_common.account import as_owner
 from nexus_common.errors import NexusError
 
 LEAST_FREE_BYTES: Final = 8_000_000  # for logs, records and a version or two
@@ -99,8 +100,14 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """One change in a folder at a time, whichever process or thread makes it: the others wait."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """One change in a folder at a time, whichever process or thread makes it: the others wait.
+
+    What is locked is a file that its owner alone may open.  A lock on the folder itself could be held for ever by
+    whoever may read it: a hijacked agent would keep root from withdrawing a plan.
+    """
+    folder = folder.resolve()
+    with as_owner(folder):  # or a command of root's would lock the owner out
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -2,8 +2,13 @@
 
 import contextlib
 import datetime as dt
+import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,15 @@ OPEN: dict[str, Any] = {"accept_no_record_privacy": True, "approved_plans": (PLA
 def path(tmp_path: Path) -> Path:
     write_policy(tmp_path / "policy.toml", "hospital-a")
     return tmp_path / "policy.toml"
+
+
+@pytest.fixture
+def shown() -> Iterator[Path]:
+    """A policy that every account may read."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        write_policy(Path(folder) / "policy.toml", "hospital-a")
+        yield Path(folder) / "policy.toml"
 
 
 def code(plan: Plan = PLAN, now: dt.datetime = NOON, **policy: Any) -> str:
@@ -137,8 +151,6 @@ def test_a_policy_that_cannot_be_read_allows_nothing(path: Path, spoil: Any) -> 
 
 @given(st.text())
 def test_any_text_is_a_policy_or_refused(text: str) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "policy.toml"
         path.write_text(text, errors="replace")
@@ -168,6 +180,37 @@ def test_changes_at_the_same_time_lose_nothing(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(read_policy(path).withdrawn_plans) == [f"{number:064x}" for number in range(12)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try another account")
+def test_whoever_may_only_read_the_policy_cannot_hold_it_against_a_change(shown: Path) -> None:
+    change_policy(shown, min_rows=2)
+    hold = (
+        "import fcntl, os, sys, time\n"
+        "os.setuid(65534)\n"
+        "for one in (sys.argv[1], *(os.path.join(sys.argv[1], name) for name in os.listdir(sys.argv[1]))):\n"
+        "    try: fcntl.flock(os.open(one, os.O_RDONLY), fcntl.LOCK_EX)\n"
+        "    except PermissionError: pass\n"
+        "print('held', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, shown.parent], stdout=subprocess.PIPE) as hijacked:
+        assert hijacked.stdout is not None and hijacked.stdout.readline() == b"held\n"
+        changing = threading.Thread(target=change_policy, args=(shown,), kwargs={"min_rows": 3}, daemon=True)
+        changing.start()
+        changing.join(10)
+        waits = changing.is_alive()
+        hijacked.kill()
+    assert not waits
+    assert read_policy(shown).min_rows == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work in another account's folder")
+def test_a_change_by_root_locks_the_folders_owner_not_out(shown: Path) -> None:
+    os.chown(shown.parent, 65534, 65534)
+    change_policy(shown, min_rows=3)
+    lock = (shown.parent / ".lock").stat()
+    assert (lock.st_uid, lock.st_mode & 0o777) == (65534, 0o600)
 
 
 def test_a_changed_policy_keeps_its_mode(path: Path) -> None:
