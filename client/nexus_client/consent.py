@@ -17,7 +17,7 @@ from nexus_common.errors import NexusError, Refusal
 from nexus_common.plan import Plan, hash_of, plan_from_wire
 from nexus_common.plan_words import check_words
 
-from nexus_client.policy import Policy, read_policy, rewrite_policy
+from nexus_client.policy import Policy, read_policy, require_changeable, rewrite_policy
 from nexus_client.privacy import epsilon
 from nexus_client.site import SiteHome
 
@@ -142,7 +142,8 @@ class Consent:
         return known.get(name, wire.PENDING), ""
 
     def check(self, plan: Plan) -> None:
-        """Raise Refusal where the policy forbids to approve a plan; the refusal is logged."""
+        """Raise Refusal where the policy forbids to approve a plan, which is logged; NexusError where none can be here."""
+        require_changeable(self.place.policy_file)
         try:
             if plan.privacy and self.policy.max_epsilon is not None:
                 self.policy.check_epsilon(plan, epsilon(plan))

@@ -5,6 +5,7 @@ that a hijacked agent cannot widen it.  A policy that cannot be read allows noth
 """
 
 import datetime as dt
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -147,6 +148,15 @@ def _clocks(year: int) -> set[int]:
     return {int(ahead.total_seconds() // 60) for ahead in days if ahead is not None}
 
 
+def require_changeable(path: Path) -> None:
+    """NexusError where this account cannot change the policy: asked before anything of a change is logged."""
+    if not os.access(folder := path.parent, os.W_OK | os.X_OK, effective_ids=True):
+        raise NexusError(
+            f"{path} cannot be changed by this account, or lies on what is mounted read-only; give the command as the "
+            f"account that {folder} belongs to (uid {folder.stat().st_uid})"
+        )
+
+
 def change_policy(path: Path, comment: str = "", **values: Any) -> Policy:
     """Set some values, as ``rewrite_policy`` does."""
     return rewrite_policy(path, lambda _: values, comment)
@@ -157,6 +167,7 @@ def rewrite_policy(path: Path, change: Callable[[Policy], dict[str, Any]], comme
 
     A list is written one item a line; those of ``approved_plans`` get ``comment``.
     """
+    require_changeable(path)
     with one_at_a_time(path.parent):
         return _changed(path, change(read_policy(path)), comment)
 

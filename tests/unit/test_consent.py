@@ -1,5 +1,7 @@
 """Plans at a site: shown only with its own key, approved only by their words, and every answer in the log."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from nexus_common.plan import Plan, hash_of
 from nexus_common.plan_words import plan_words
 
 from tests.plans import identity_of, make_plan, of_another_release
+
+SERVICE = 65534
 
 
 @pytest.fixture
@@ -83,6 +87,33 @@ def test_the_words_that_are_compared_are_the_plans_own(consent: Consent, monkeyp
     monkeypatch.undo()
     consent.approve(plan(), " ".join(plan_words(plan().hash)), "Dr X", "7")
     assert consent.policy.approved_plans == (plan().hash.hex(),)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try another account")
+def test_an_account_that_cannot_change_the_policy_approves_nothing_and_logs_nothing() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # which every account may enter
+        Path(folder).chmod(0o755)
+        place = SiteHome("a", Path(folder) / "etc", Path(folder) / "var")
+        for one in (place.settings_folder, place.keys):
+            one.mkdir(parents=True)
+        certs.save_key(place.keys / "identity.key", identity_of("a"))
+        write_policy(place.policy_file, "a")
+        change_policy(place.policy_file, accept_no_record_privacy=True)
+        (consent := Consent(place)).offer(plan().canonical)
+        for path in (place.state, *place.state.rglob("*")):
+            os.chown(path, SERVICE, SERVICE)
+        os.seteuid(SERVICE)
+        try:
+            for change in (
+                lambda: consent.check(plan()),  # before a person is asked for the words
+                lambda: consent.approve(plan(), plan().hash.hex(), "Dr X", None),
+                lambda: consent.participate("paused", "Dr X"),
+            ):
+                with pytest.raises(NexusError, match=r"cannot be changed by this account.* \(uid 0\)"):
+                    change()
+        finally:
+            os.seteuid(0)
+        assert events(consent) == ["plan proposed"]
 
 
 def test_an_approval_ends_the_one_before_it(consent: Consent) -> None:
