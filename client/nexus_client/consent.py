@@ -142,7 +142,7 @@ class Consent:
         return known.get(name, wire.PENDING), ""
 
     def check(self, plan: Plan) -> None:
-        """Raise Refusal where the policy forbids to approve a plan, which is logged; NexusError where none can be here."""
+        """Raise Refusal where the policy forbids to approve a plan, which is logged; NexusError where nobody can."""
         require_changeable(self.place.policy_file)
         try:
             if plan.privacy and self.policy.max_epsilon is not None:

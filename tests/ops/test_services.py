@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def test_systemd_finds_no_mistake(unit: Path) -> None:
     verify = [tool("systemd-analyze", "systemd"), "verify", "--man=no", str(unit)]
     done = subprocess.run(verify, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_program_that_a_late_network_ends_is_started_again_for_ever(path: Path) -> None:
+    unit = ConfigParser(strict=False, interpolation=None)  # the same key may stand there twice
+    unit.read_string(path.read_text())
+    assert (unit["Unit"]["StartLimitIntervalSec"], "StartLimitBurst" in unit["Unit"]) == ("0", False)
+    assert (unit["Service"]["Restart"], unit["Service"]["RestartSec"]) == ("on-failure", "30")
 
 
 @each
