@@ -61,7 +61,7 @@ def _remedy(place: SiteHome, account: str, unread: UnreadPath) -> str:
         )
     above = unread.path.startswith(unread.at.rstrip("/") + "/")
     how = f"-m u:{account}:x {shlex.quote(unread.at)}" if above else f"-R -m u:{account}:rX {shlex.quote(unread.path)}"
-    return f"run `setfacl {how}`"
+    return f"run `setfacl {how}` (package acl)"
 
 
 def _restart(place: SiteHome) -> str:

@@ -144,7 +144,9 @@ def test_check_says_which_file_s_rights_are_missing(seen: Seen) -> None:
     ((state, found, remedy),) = seen.service("check_denied")
     assert state == "fault"
     assert found == "the agent, as nexus, cannot read /home/kim/docs: it ends at /home/kim/docs/fever.md"
-    assert remedy is not None and remedy.startswith("run `setfacl -R -m u:nexus:rX /home/kim/docs`; then `systemctl")
+    assert remedy is not None and remedy.startswith(
+        "run `setfacl -R -m u:nexus:rX /home/kim/docs` (package acl); then `systemctl"
+    )
 
 
 def test_check_says_what_the_service_does_not_see_and_the_command_that_opens_it(seen: Seen) -> None:

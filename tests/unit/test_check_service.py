@@ -118,9 +118,9 @@ def test_an_agent_that_reads_everything_is_said_to(place: SiteHome) -> None:
             True,
             "run `nexus-client --site a unit --write`; then ",
         ),  # it is there, and the agent sees it not
-        ("/etc/passwd", False, "run `setfacl -R -m u:nexus:rX /etc/passwd`; then "),
-        ("/etc/passwd/x", False, "run `setfacl -R -m u:nexus:rX /etc/passwd`; then "),
-        ("/etc", False, "run `setfacl -m u:nexus:x /etc`; then "),
+        ("/etc/passwd", False, "run `setfacl -R -m u:nexus:rX /etc/passwd` (package acl); then "),
+        ("/etc/passwd/x", False, "run `setfacl -R -m u:nexus:rX /etc/passwd` (package acl); then "),
+        ("/etc", False, "run `setfacl -m u:nexus:x /etc` (package acl); then "),
     ],
 )
 def test_each_path_has_its_remedy(place: SiteHome, at: str, missing: bool, remedy: str) -> None:
@@ -139,7 +139,8 @@ def test_an_installed_service_is_restarted_by_systemd(place: SiteHome, monkeypat
     monkeypatch.setattr(module, "ETC", place.settings_folder.parent)
     (line,) = asked(place, UnreadPath(path="/srv/a b", at="/srv/a b", missing=False))
     assert line.remedy == (
-        "run `setfacl -R -m u:nexus:rX '/srv/a b'`; then `systemctl daemon-reload && systemctl restart nexus-client@a`"
+        "run `setfacl -R -m u:nexus:rX '/srv/a b'` (package acl); then `systemctl daemon-reload && "
+        "systemctl restart nexus-client@a`"
     )
 
 
