@@ -1,6 +1,7 @@
 """What a site tells a server that was restored from a backup: which versions had come from it, and one of them again.
 
-Only of the plan that is approved here, and only what a server had sent for use: no site learns or shows anything new.
+Whatever its people say to the plan by now, as with a version that is called back: it shows only what a server had sent,
+and without it the server would have to keep what is withdrawn to itself.
 """
 
 from nexus_common import wire

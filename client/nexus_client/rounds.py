@@ -204,7 +204,6 @@ class SiteRounds:
 
     def _recall(self, message: wire.Recall) -> wire.Message:
         plan, place = self.consent.plan(message.run), self.workspace.place
-        self.consent.require(plan)
         if message.wanted:
             return wire.Given(given(place, plan, message.wanted.hex()))
         return wire.Holds(pack_holdings(held(place, plan)))

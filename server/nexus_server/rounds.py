@@ -98,9 +98,7 @@ class Conductor:
             return
         run = self.registry.active_run()
         if run is None:
-            self._deliver_after_run()
-            self._show("idle")
-            self.pause(LOOK_AGAIN_SECONDS)
+            self._between_runs()
         elif run.state == STOPPING or self._closed(run):
             self._end(run, STOPPED if run.state == STOPPING else FINISHED)
         elif self.registry.is_outdated(run.plan.name):
@@ -111,12 +109,12 @@ class Conductor:
         elif dt.datetime.now(dt.UTC).date() > run.plan.end_date:
             log.warning("run %s stops: its plan ended on %s", run.plan.name, run.plan.end_date)
             self._end(run, STOPPED)
+        elif self.recall.due(run):
+            self._recall(run)
         elif not _in_hours(run.plan):
             self._deliver_in_run(run)
             self._show("resting", (), run.done + 1)
             self.pause(LOOK_AGAIN_SECONDS)
-        elif self.recall.due(run):
-            self._recall(run)
         elif self.masked.is_opening(run):
             self._open(run)
         elif self.registry.spent(run):
@@ -318,22 +316,23 @@ class Conductor:
         self._end_phase()
         self.pause(PAUSE_AFTER_FAILURE_SECONDS)
 
-    def _deliver_after_run(self) -> None:
-        """Between runs: give the version in use to each connected site that lacks it."""
+    def _between_runs(self) -> None:
+        """Give the version in use to each connected site that lacks it."""
         run = self.registry.last_run()
         if run is not None and self.recall.due(run):
-            self.recall.turn(run)
-        elif run is not None and (lacking := self.delivery.lacking(run)):
+            self._recall(run)
+            return
+        if run is not None and (lacking := self.delivery.lacking(run)):
             self._show("delivering", (), run.round)
             self.delivery.deliver(run, lacking)
+        self._show("idle")
+        self.pause(LOOK_AGAIN_SECONDS)
 
     def _deliver_in_run(self, run: Run) -> None:
         """In a run the version in use comes with the next round; but after a rollback at once.
 
         So does the word to a site that was away of what is out of use.
         """
-        if self.recall.due(run):
-            return
         beside = self.registry.in_use(run.plan.name) != run.round
         if sites := self.delivery.lacking(run) if beside else self.delivery.untold(run):
             self.delivery.deliver(run, sites)

@@ -143,6 +143,7 @@ class Runs(Sums, Recalls):
             )
             insert(db, "versions", _version(run.plan.name, run.round + 1, vector, stage) | {"state": MIDPOINT})
             db.execute("UPDATE runs SET optimiser = NULL WHERE name = ?", (run.plan.name,))
+            write_recalled(db, run.plan.name)  # what the sites hold beyond it was made of what is out of use
             if because:
                 write_rejection(db, *because)
         return True
@@ -163,11 +164,11 @@ class Runs(Sums, Recalls):
     def adopt(self, run: Run, number: int, stage: int, vector: Vector) -> bool:
         """Go on from a version that the run's sites hold and this server had lost, with a fresh optimiser.
 
-        False, and nothing is changed, where the run has another newest version by now.
+        False, and nothing is changed, where a rollback or withdrawal came first.
         """
         version = self._versions.store({"vector": vector})
         with self.transaction() as db:
-            if _newest(db, run.plan.name) != run.round:
+            if not _trainable(db, run):
                 return False
             insert(db, "versions", _version(run.plan.name, number, version, stage) | {"adopted": 1})
             db.execute("UPDATE runs SET optimiser = NULL WHERE name = ?", (run.plan.name,))
@@ -179,7 +180,7 @@ class Runs(Sums, Recalls):
         """Take versions out of use for good, with all that other runs made of them; the number of the newest.
 
         Nothing is changed where that is not ``last``: the versions behind it were trained from these.  A run that lost
-        its newest version stops.
+        its newest version stops.  Nor is, after a restore, what their sites hold beyond asked for: it is called back.
         """
         with self.transaction() as db:
             if (newest := _newest(db, run)) == last:
@@ -191,6 +192,8 @@ class Runs(Sums, Recalls):
                     db.execute(change, (WITHDRAWN, now, *descendant))
                 stop = "UPDATE runs SET state = ? WHERE state = ? AND name = ?"
                 db.executemany(stop, [(STOPPING, RUNNING, name) for name in names])
+                for name in names:
+                    write_recalled(db, name)
         return newest
 
     def in_use(self, run: str) -> int | None:

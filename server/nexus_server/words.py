@@ -39,6 +39,11 @@ def _run(status: admin.Status) -> str:
     if status.state == "stopped" and status.spent:
         head += "; all masked inputs that its plan allows are spent: nexus-server plan new --from"
     missing = ", ".join(status.missing)
+    if status.phase == "recalling":
+        return (
+            f"{head}; restored from a backup: waiting since {moment(status.phase_since)} to hear from "
+            f"{missing or 'a site'} which versions the sites hold; until then none is sent to them"
+        )
     if status.state not in ("running", "stopping"):
         return head
     if status.phase == "waiting":
@@ -50,8 +55,6 @@ def _run(status: admin.Status) -> str:
     since = moment(status.phase_since)
     waits = {
         "opening": f"waiting since {since} for what {missing} can give to open the round's sum; nothing is lost",
-        "recalling": f"restored from a backup: waiting since {since} to hear from {missing or 'a site'} which versions "
-        "the sites hold",
         "resting": "resting until the plan's hours begin",
         "gathering": f"enough sites are ready, giving {missing} a moment to come",
     }

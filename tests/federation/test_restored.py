@@ -9,6 +9,9 @@ from nexus_common import audit, wire
 from nexus_common.errors import Refusal
 from nexus_common.holdings import Holding, pack_holdings
 from nexus_common.versions import vector_hash
+from nexus_server import rounds
+from nexus_server.admin_api import Rollback, Withdrawal
+from nexus_server.admin_models import ModelAdministration
 from nexus_server.recalls import Recalls
 from nexus_server.records import FINISHED, MADE, MIDPOINT, RUNNING, STOPPED
 from nexus_server.registry import Registry
@@ -171,6 +174,63 @@ def test_a_run_that_rests_is_recalled_before_its_version_is_delivered(tmp_path: 
     assert all(site.received == [] for site in federation.sites.values())
     federation.turns(1)
     assert all(site.received == [LATER - 1] for site in federation.sites.values())
+
+
+def test_between_runs_the_server_says_that_it_waits_for_the_sites_of_the_last_one(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+    federation.registry.set_state("sim", STOPPED, expected=RUNNING)
+    federation.grid.silent = {"bank-a", "bank-b"}
+    federation.turns(2)
+    assert (federation.conductor.phase.name, federation.conductor.phase.missing) == ("recalling", ("bank-a", "bank-b"))
+
+
+@pytest.mark.parametrize("state", [RUNNING, STOPPED])
+@pytest.mark.parametrize("change", [Rollback(run=None, version=1), Withdrawal(run=None, first=1, last=BACKUP)], ids=str)
+def test_a_persons_word_ends_the_asking_and_reaches_the_sites_where_no_quorum_is_there(
+    tmp_path: Path, change: Rollback | Withdrawal, state: str
+) -> None:
+    federation = restored(tmp_path)
+    federation.registry.set_state("sim", state, expected=RUNNING)
+    federation.grid.silent = {"bank-a", "bank-b"}
+    federation.turns(2)
+    gone = federation.sites["hospital-a"].had[-1].digest
+    models = ModelAdministration(federation.registry, federation.conductor, federation.audit)
+    models.rollback(change) if isinstance(change, Rollback) else models.withdraw(change)
+    federation.turns(3)
+    assert [one.round for one in federation.sites["hospital-a"].had] == (
+        [0, 1] if isinstance(change, Rollback) else [0]
+    )
+    assert gone not in {one.digest for one in federation.sites["hospital-a"].had}
+    federation.grid.silent = set()
+    federation.turns(3)
+    assert not lines(federation, "version adopted")
+
+
+@pytest.mark.parametrize("change", [Rollback(run=None, version=1), Withdrawal(run=None, first=1, last=BACKUP)], ids=str)
+def test_nothing_is_adopted_over_a_rollback_or_withdrawal_that_comes_while_it_is_fetched(
+    tmp_path: Path, change: Rollback | Withdrawal
+) -> None:
+    federation = restored(tmp_path)
+    federation.registry.set_state("sim", STOPPED, expected=RUNNING)
+    models = ModelAdministration(federation.registry, federation.conductor, federation.audit)
+    site = federation.sites["bank-a"]
+
+    def interrupted(message: wire.Recall) -> wire.Message:
+        if message.wanted:
+            models.rollback(change) if isinstance(change, Rollback) else models.withdraw(change)
+        return SimSite.recall(site, message)
+
+    site.recall = interrupted  # type: ignore[method-assign]
+    federation.turns(3)
+    assert federation.registry.in_use("sim") == (1 if isinstance(change, Rollback) else 0)
+    assert len(lines(federation, "version void")) == 1
+
+
+def test_outside_of_the_plans_hours_the_sites_are_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = restored(tmp_path)
+    monkeypatch.setattr(rounds, "_in_hours", lambda plan: False)
+    federation.turns(1)
+    assert federation.round == LATER - 1
 
 
 def test_a_site_of_an_older_program_knows_none(tmp_path: Path) -> None:

@@ -321,13 +321,13 @@ def test_a_restored_server_gets_the_version_that_it_names_while_it_is_here(site:
     assert refused(site, wire.Recall(PLAN.hash, bytes.fromhex(vector_hash(NEXT)))) == "wrong-context"
 
 
-def test_no_plan_but_the_approved_one_is_recalled(site: SiteRounds) -> None:
+def test_a_restored_server_hears_what_came_whatever_people_say_to_the_plan_by_now(site: SiteRounds) -> None:
     prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
     other = make_plan("abc", **{**QUICK, "name": "other"})
     assert refused(site, wire.Recall(other.hash, b"")) == "plan-not-approved"
     withdraw(site.consent)
-    for wanted in (b"", bytes.fromhex(vector_hash(LATER))):
-        assert refused(site, wire.Recall(PLAN.hash, wanted)) == "plan-withdrawn"
+    assert held(site) == [(3, 0, vector_hash(LATER))]
+    assert site.handle(wire.Recall(PLAN.hash, bytes.fromhex(vector_hash(LATER)))) == wire.Given(LATER)
 
 
 def test_after_a_withdrawal_a_version_can_be_called_back_and_nothing_new_comes(site: SiteRounds) -> None:

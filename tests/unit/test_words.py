@@ -22,6 +22,7 @@ JUST = time.time() + 86_400  # not long ago, whenever these tests run
         (RUNNING | {"phase": "waiting", "sites": 3}, "with 3 sites nobody can be spared; nothing is lost"),
         (RUNNING | {"phase": "gathering", "missing": ("b",)}, "enough sites are ready, giving b a moment to come"),
         (RUNNING | {"phase": "recalling", "missing": ("b",)}, " to hear from b which versions the sites hold"),
+        (RUNNING | {"phase": "recalling", "state": "finished"}, "finished, 4 of 9 rounds done; restored from a backup"),
         (RUNNING | {"phase": "resting"}, "resting until the plan's hours begin"),
         (
             RUNNING | {"phase": "opening", "missing": ("b",)},
