@@ -8,7 +8,7 @@ from typing import Final
 
 from nexus_common.errors import Refusal
 
-MOST_HELD: Final = 16  # versions that a site names
+MOST_HELD: Final = 512  # versions that a site names: 20 kB
 _ENTRY: Final = struct.Struct("<II32s")
 
 

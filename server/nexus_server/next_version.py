@@ -2,8 +2,11 @@
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
+from nexus_common.disk import LEAST_FREE_BYTES, shortage
+from nexus_common.errors import NexusError
 from nexus_common.growth import next_stage
 from nexus_common.layout import Vector
 from nexus_common.stages import moved
@@ -16,6 +19,7 @@ from nexus_server.masked import Sum
 from nexus_server.records import Run
 from nexus_server.registry import Registry
 
+ROUND_BYTES_A_VALUE: Final = 32  # on disk, at most: a masked sum, the version, the optimiser's state, and slack
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +45,13 @@ def next_version(registry: Registry, run: Run, found: Sum) -> Next | None:
     if stage == run.stage:
         return Next(after, optimiser.state(), stage)
     return Next(moved(after, form, plan.stages[stage], plan.adapter.seed_bytes), {}, stage)
+
+
+def require_space(registry: Registry, values: int) -> None:
+    """NexusError before anything is spent on, or logged of, a version that could not be kept."""
+    need = max(LEAST_FREE_BYTES, ROUND_BYTES_A_VALUE * values)
+    if (lacking := shortage(registry.folder, need)) is not None:
+        raise NexusError(lacking)
 
 
 def _next_stage(registry: Registry, run: Run, found: Sum) -> int:

@@ -9,7 +9,7 @@ sites' own records, which no backup holds: a version whose sum was opened alread
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from nexus_common import wire
@@ -21,6 +21,7 @@ from nexus_common.plan import Plan
 from nexus_common.versions import vector_hash
 
 from nexus_server.exchange import SMALL_TRIP_SECONDS, Exchange, Failure, problem_of
+from nexus_server.next_version import require_space
 from nexus_server.pauses import Pauses
 from nexus_server.records import Run
 from nexus_server.registry import Registry
@@ -32,8 +33,10 @@ KNOWS_NONE: Final = "refused: unknown-message"  # a program older than this ques
 class Recall:
     """Asks the sites of one run at a time; remembers their answers for this process's life."""
 
-    def __init__(self, registry: Registry, exchange: Exchange, audit: AuditLog) -> None:
-        self.registry, self.exchange, self.audit = registry, exchange, audit
+    def __init__(
+        self, registry: Registry, exchange: Exchange, identities: Callable[[], dict[str, bytes]], audit: AuditLog
+    ) -> None:
+        self.registry, self.exchange, self.identities, self.audit = registry, exchange, identities, audit
         self._plan: bytes | None = None  # hash of the plan whose sites are being asked
         self._patience_ends = 0.0  # until when more than a quorum of sites is waited for
         self._told: dict[str, tuple[Holding, ...]] = {}
@@ -79,8 +82,12 @@ class Recall:
     def _decide(self, run: Run) -> None:
         """Adopt the newest version of a quorum that somebody gives, or go on from the backup's."""
         votes = Counter(one for told in self._told.values() for one in told)
-        agreed = [one for one, sites in votes.items() if sites >= run.plan.quorum and one.round > run.round]
-        for one in sorted(agreed, key=lambda one: one.round, reverse=True):
+        away = len(self.identities().keys() & set(run.plan.names) - self._told.keys())
+        newer = [one for one, sites in votes.items() if sites + away >= run.plan.quorum and one.round > run.round]
+        for one in sorted(newer, key=lambda one: one.round, reverse=True):
+            if votes[one] < run.plan.quorum:
+                return  # one who was not heard may hold it too: so few cannot hold this up that all of them might lie
+            require_space(self.registry, run.plan.stages[one.stage].dim)
             if (vector := self._fetch(run.plan, one)) is not None:
                 self._adopt(run, one, vector)
                 return
@@ -113,6 +120,8 @@ class Recall:
             given = answer[site]
             if isinstance(given, Failure):
                 self._pauses.begin(site)
+                if time.monotonic() >= self._patience_ends:  # or one that never answers would hold it up for ever
+                    self._unable[one].add(site)
                 continue
             try:
                 if isinstance(given, wire.Given) and vector_hash(given.vector) == one.digest:

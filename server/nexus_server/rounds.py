@@ -14,8 +14,7 @@ from typing import Final
 
 from nexus_common import wire
 from nexus_common.audit import AuditLog
-from nexus_common.disk import LEAST_FREE_BYTES, shortage
-from nexus_common.errors import NexusError, Refusal
+from nexus_common.errors import Refusal
 from nexus_common.hours import minute_of
 from nexus_common.plan import Plan
 from nexus_common.versions import trained_from, vector_hash
@@ -27,7 +26,7 @@ from nexus_server.gathering import Gathering, standing_of
 from nexus_server.lineage import beside
 from nexus_server.masked import Aggregation, ModelSpent, Sum
 from nexus_server.metrics import Metrics
-from nexus_server.next_version import next_version
+from nexus_server.next_version import next_version, require_space
 from nexus_server.recall import Recall
 from nexus_server.records import FINISHED, STOPPED, STOPPING, Run
 from nexus_server.registry import Registry
@@ -38,7 +37,6 @@ LOOK_AGAIN_SECONDS: Final = 0.5
 CLOSING_TRIES: Final = 2
 CLOSING_SECONDS: Final = 30.0
 PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
-ROUND_BYTES_A_VALUE: Final = 32  # on disk, at most: a masked sum, the version, the optimiser's state, and slack
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Conductor:
         self.metrics = metrics or Metrics()
         self.approvals = Approvals(registry, exchange, identities, audit)
         self.delivery = Delivery(registry, exchange)
-        self.recall = Recall(registry, exchange, audit)
+        self.recall = Recall(registry, exchange, identities, audit)
         self.gathering = Gathering(registry, exchange)
         self._closings = 0  # tries to hear what sites report of a run's last version
         self.masked = Aggregation(registry, exchange)
@@ -172,7 +170,7 @@ class Conductor:
     def _round(self, run: Run, ready: list[str], *, close: bool = False) -> None:
         """Keys for all who are ready, training, their masked sum; a closing round is for what they report alone."""
         plan, number, started, before = run.plan, run.round + 1, time.monotonic(), self.exchange.bytes_up()
-        self._require_space(run.form.dim)
+        require_space(self.registry, run.form.dim)
         self._closings += close
         self._show("training", _others(plan, ready), run.done + 1)
         left_out: dict[str, str] = {}
@@ -271,7 +269,7 @@ class Conductor:
             self._go_around(run)
             self._came_to_nothing(self.registry.run(plan.name) or run, {"": "the new version is not finite"})
             return
-        self._require_space(len(made.vector))
+        require_space(self.registry, len(made.vector))
         digest = vector_hash(wire.pack(made.vector))
         for site in found.cohort:
             self.gathering.pauses.forget(site)
@@ -288,12 +286,6 @@ class Conductor:
             "run %s, round %d of %d: %d sites, %.2f s", plan.name, number, plan.rounds, len(found.cohort), seconds or 0
         )
         self._end_phase()
-
-    def _require_space(self, values: int) -> None:
-        """NexusError before anything is spent on, or logged of, a version that could not be kept."""
-        need = max(LEAST_FREE_BYTES, ROUND_BYTES_A_VALUE * values)
-        if (lacking := shortage(self.registry.folder, need)) is not None:
-            raise NexusError(lacking)
 
     def _go_around(self, run: Run) -> None:
         """No sum of this model will be opened: go on from other weights, made of public ones by a fixed rule."""

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nexus_common import audit, wire
-from nexus_common.errors import Refusal
-from nexus_common.holdings import Holding, pack_holdings
+from nexus_common.errors import NexusError, Refusal
+from nexus_common.holdings import Holding, pack_holdings, unpack_holdings
 from nexus_common.versions import vector_hash
-from nexus_server import rounds
+from nexus_server import next_version, rounds
 from nexus_server.admin_api import Rollback, Withdrawal
 from nexus_server.admin_models import ModelAdministration
+from nexus_server.exchange import Failure
 from nexus_server.recalls import Recalls
 from nexus_server.records import FINISHED, MADE, MIDPOINT, RUNNING, STOPPED
 from nexus_server.registry import Registry
@@ -151,6 +152,59 @@ def test_a_version_that_nobody_can_give_is_passed_over_for_the_one_before(tmp_pa
     federation.grid.silent = {"bank-a"} if away else set()
     federation.turns(1)
     assert federation.round == newest.round - 1
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["it comes", "it is revoked"])
+def test_a_site_that_is_away_is_waited_for_where_it_could_make_a_quorum_for_a_newer_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    federation = restored(tmp_path)
+    federation.sites["bank-a"].had.pop()  # it was behind, and bank-b is away: two of four name the newest
+    federation.grid.silent = {"bank-b"}
+    federation.turns(2)
+    assert (federation.round, federation.conductor.phase.missing) == (BACKUP, ("bank-b",))
+    if comes:
+        federation.grid.silent = set()
+    else:
+        enrolled = {name: site.identity for name, site in federation.sites.items() if name != "bank-b"}
+        monkeypatch.setattr(federation.conductor.recall, "identities", lambda: enrolled)
+    federation.turns(1)
+    assert federation.round == (LATER - 1 if comes else LATER - 2)
+
+
+def test_sites_that_were_away_for_long_still_agree_on_a_version() -> None:
+    held = [Holding(number, 0, f"{number:064x}") for number in range(100)]
+    assert set(unpack_holdings(pack_holdings(held[:80]))) <= set(unpack_holdings(pack_holdings(held)))
+
+
+def test_a_holder_that_falls_silent_when_it_is_asked_holds_up_nothing(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+    newest = federation.sites["bank-a"].had[-1].digest
+    for name in ("bank-b", "hospital-a", "hospital-b"):
+        del federation.sites[name].kept[newest]
+    ask = federation.conductor.recall.exchange.ask
+
+    def silent(messages: dict[str, wire.Message], seconds: float) -> dict[str, wire.Message | Failure]:
+        wanted = [one.wanted for one in messages.values() if isinstance(one, wire.Recall)]
+        stuck = "bank-a" in messages and any(wanted)
+        return {"bank-a": Failure("the deadline passed")} if stuck else ask(messages, seconds)
+
+    federation.conductor.recall.exchange.ask = silent  # type: ignore[method-assign]
+    federation.turns(1)
+    assert federation.round == LATER - 2
+
+
+def test_what_there_is_no_room_for_is_neither_fetched_nor_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = restored(tmp_path)
+    monkeypatch.setattr(next_version, "LEAST_FREE_BYTES", 1 << 60)
+    with pytest.raises(NexusError, match="are needed; free some space"):
+        federation.turns(1)
+    assert not lines(federation, "version adopted")
+    monkeypatch.undo()
+    federation.turns(1)
+    assert federation.round == LATER - 1
 
 
 def test_a_restored_server_sends_nothing_before_a_quorum_was_heard(tmp_path: Path) -> None:
