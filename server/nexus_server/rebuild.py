@@ -26,6 +26,6 @@ def adopt(state: Path, version: StoredAdapter) -> None:
         if registry.run(version.plan.name) is None:  # an interrupted ``init`` may have come this far
             registry.propose(version.plan)
             registry.create_run(version.plan, version.vector, version.number, version.stage, STOPPED)
-            registry.note_restored()
+        registry.note_restored()  # a second time is no harm
     finally:
         registry.close()

@@ -75,12 +75,16 @@ class Runs(Sums, Recalls):
         return self.run(rows[0]["name"]) if rows else None
 
     def create_run(self, plan: Plan, first: Vector, number: int = 0, stage: int = 0, state: str = RUNNING) -> None:
-        """Begin a run at a version: number 0, or the one that a lost server's run had reached."""
+        """Begin a run at a version: number 0, or the one that a lost server's run had reached.
+
+        It counts as asked for: its sites hold nothing of it from before a restore.
+        """
         vector = self._versions.store({"vector": first})
         with self.transaction() as db:
             now = time.time()
             insert(db, "runs", {"name": plan.name, "plan": plan.canonical, "state": state, "created": now})
             insert(db, "versions", _version(plan.name, number, vector, stage))
+            write_recalled(db, plan.name)
 
     def set_state(self, run: str, state: str, *, expected: str) -> bool:
         """Change a run's state; False where another thread was faster and it is no longer as expected."""

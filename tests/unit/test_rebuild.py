@@ -53,6 +53,19 @@ def test_init_from_a_version_has_its_run_stopped_where_the_site_stood(file: Path
     np.testing.assert_array_equal(registry.vector(PLAN.name, 3), VECTOR)
 
 
+def test_an_init_that_was_cut_short_asks_the_sites_for_newer_versions_too(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(registry: Registry) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Registry, "note_restored", killed)
+        adopt(file.parent / "state", read_version(file))
+    adopt(file.parent / "state", read_version(file))
+    assert Registry(file.parent / "state").recall_due(PLAN.name)
+
+
 def test_init_from_a_faulty_version_makes_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_bytes(b"nonsense")
     home = file.parent / "server"
