@@ -100,6 +100,11 @@ class Approvals:
             return ()
         return tuple(site for site in plan.names if site not in approved)
 
+    def unheard_origin(self) -> Run | None:
+        """The run that an approved plan waits for, to hear after a restore what its sites hold."""
+        wanted = (one.plan for one in self.registry.proposals() if one.wanted and not self.lacking(one.plan))
+        return next(filter(None, (unheard_origin(self.registry, plan) for plan in wanted)), None)
+
     def begin_wanted(self) -> bool:
         """Make a run of a plan that the coordinator wants and the sites have approved; whether something changed."""
         for proposal in self.registry.proposals():
@@ -108,6 +113,13 @@ class Approvals:
                 continue
             active = self.registry.active_run()
             if active is not None and not (active.state == RUNNING and _follows(plan, active)):
+                continue
+            if (origin := unheard_origin(self.registry, plan)) is not None:
+                self.problem = (
+                    f"plan {plan.name} follows run {origin.plan.name}, whose sites are first asked for versions newer "
+                    f"than the backup's; without them, give it the version to begin at: `plan new --from "
+                    f"{origin.plan.name} --from-version V`"
+                )
                 continue
             try:
                 first = first_version(self.registry, plan)
@@ -129,6 +141,14 @@ class Approvals:
 
 def _follows(plan: Plan, run: Run) -> bool:
     return plan.origin is not None and plan.origin.plan == run.plan.hash.hex()
+
+
+def unheard_origin(registry: Registry, plan: Plan) -> Run | None:
+    """The run that a plan follows, where its sites may hold the version that the plan begins at and this server not."""
+    run = next((run for run in registry.all_runs() if _follows(plan, run)), None)
+    if run is None or plan.origin is None or not registry.recall_due(run.plan.name):
+        return None
+    return run if plan.origin.version is None or plan.origin.version > run.round else None
 
 
 def first_version(registry: Registry, plan: Plan) -> Vector:

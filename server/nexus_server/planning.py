@@ -12,7 +12,7 @@ from nexus_common.recipe import Recipe
 from nexus_common.versions import vector_hash
 
 from nexus_server.admin_api import NewPlan, PlanDraft
-from nexus_server.approvals import first_version
+from nexus_server.approvals import first_version, unheard_origin
 from nexus_server.records import Run
 from nexus_server.registry import Registry
 
@@ -160,8 +160,8 @@ def check_proposal(registry: Registry, plan: Plan, where: str) -> None:
             f"{where}: run {plan.name} exists with other settings ({differences(run.plan, plan)}); give the new "
             "one another name"
         )
-    if run is not None or plan.origin is None:
-        return
+    if run is not None or plan.origin is None or unheard_origin(registry, plan) is not None:
+        return  # the last: where it begins is not known yet, and is checked once it is
     first_version(registry, plan)  # raises where it cannot begin there
 
 

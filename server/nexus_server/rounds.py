@@ -310,7 +310,7 @@ class Conductor:
 
     def _between_runs(self) -> None:
         """Give the version in use to each connected site that lacks it."""
-        run = self.registry.last_run()
+        run = self.approvals.unheard_origin() or self.registry.last_run()
         if run is not None and self.recall.due(run):
             self._recall(run)
             return

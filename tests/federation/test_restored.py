@@ -12,7 +12,9 @@ from nexus_common.versions import vector_hash
 from nexus_server import next_version, rounds
 from nexus_server.admin_api import Rollback, Withdrawal
 from nexus_server.admin_models import ModelAdministration
+from nexus_server.approvals import unheard_origin
 from nexus_server.exchange import Failure
+from nexus_server.planning import check_proposal
 from nexus_server.recalls import Recalls
 from nexus_server.records import FINISHED, MADE, MIDPOINT, RUNNING, STOPPED
 from nexus_server.registry import Registry
@@ -20,6 +22,7 @@ from nexus_server.registry import Registry
 from tests.federation.sim import SimSite
 from tests.federation.staged import Once
 from tests.federation.test_rounds import Federation, plan_of
+from tests.plans import enrol
 
 NAMES = ("bank-a", "bank-b", "hospital-a", "hospital-b")  # a quorum is three of them
 BACKUP, LATER = 2, 5
@@ -278,6 +281,39 @@ def test_nothing_is_adopted_over_a_rollback_or_withdrawal_that_comes_while_it_is
     federation.turns(3)
     assert federation.registry.in_use("sim") == (1 if isinstance(change, Rollback) else 0)
     assert len(lines(federation, "version void")) == 1
+
+
+def test_a_plan_that_follows_begins_at_what_the_sites_hold_and_is_itself_asked_for_nothing(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+    newest = federation.sites["bank-a"].had[-1]
+    federation.registry.set_state("sim", STOPPED, expected=RUNNING)
+    other = plan_of(NAMES, name="other", start="quorum")
+    federation.registry.create_run(other, federation.registry.vector("sim", 0), state=STOPPED)
+    assert not federation.registry.recall_due("other")
+    plan = plan_of(NAMES, name="next", start="quorum", origin={"plan": federation.plan.hash.hex()})
+    enrol(federation.registry, NAMES)
+    check_proposal(federation.registry, plan, "next.toml")
+    federation.registry.propose(plan, wanted=True)
+    for name in NAMES:
+        federation.registry.note_standing(plan, name, wire.Standing(wire.APPROVED, "", b""))
+    approvals = federation.conductor.approvals
+    federation.grid.silent = {"bank-a", "bank-b"}
+    assert not approvals.begin_wanted()
+    assert "follows run sim, whose sites are first asked" in str(approvals.problem)
+    federation.conductor._between_runs()
+    assert federation.conductor.phase.missing == ("bank-a", "bank-b")
+    federation.grid.silent = set()
+    federation.conductor._between_runs()
+    assert approvals.begin_wanted()
+    assert vector_hash(wire.pack(federation.registry.vector("next", 0))) == newest.digest
+    assert not federation.registry.recall_due("next")
+
+
+def test_a_plan_that_fixes_a_version_of_the_backup_waits_for_nobody(tmp_path: Path) -> None:
+    federation = restored(tmp_path)
+    for version, waits in ((BACKUP, False), (LATER - 1, True)):
+        plan = plan_of(NAMES, name="next", origin={"plan": federation.plan.hash.hex(), "version": version})
+        assert bool(unheard_origin(federation.registry, plan)) == waits
 
 
 def test_outside_of_the_plans_hours_the_sites_are_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
