@@ -50,8 +50,11 @@ class Server:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # strangers' half-open connections take descriptors
         self.registry = Registry(home / "state")
-        for name in self.registry.renew_plans():
+        renewed, dropped = self.registry.renew_plans()
+        for name in renewed:
             log.warning("plan %s has other settings in this release; its sites have to approve it again", name)
+        for name in dropped:
+            log.error("plan %s has settings that this release does not take, and is dropped: propose it again", name)
         files = CertificateFiles(home / "keys")
         remove_unfinished(files.folder)
         self.authority = CertificateAuthority(files)

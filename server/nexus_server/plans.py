@@ -4,6 +4,7 @@ import time
 
 from nexus_common import wire
 from nexus_common.plan import Plan
+from pydantic import ValidationError
 
 from nexus_server.database import Database, insert
 from nexus_server.records import Proposal, Standing
@@ -29,19 +30,27 @@ class Plans(Database):
         )
         return [Proposal(Plan.model_validate_json(row["plan"]), bool(row["wanted"])) for row in rows]
 
-    def renew_plans(self) -> list[str]:
+    def renew_plans(self) -> tuple[list[str], list[str]]:
         """Give proposals that another release wrote the text, and so the hash, that they have in this one; their names.
 
         Nobody has approved that text yet.  What has become a run is left as it was approved (``Runs.is_outdated``).
+        Proposals that this release cannot read are dropped; their names too.
         """
-        rows = self.rows("SELECT hash, plan FROM plans WHERE name NOT IN (SELECT name FROM runs)")
-        read = [(bytes(row["hash"]), Plan.model_validate_json(row["plan"])) for row in rows]
-        changed = [(old, plan) for old, plan in read if plan.hash != old]
+        renewed, dropped = list[str](), list[str]()
+        rows = self.rows("SELECT name, hash, plan FROM plans WHERE name NOT IN (SELECT name FROM runs)")
         with self.transaction() as db:
-            for old, plan in changed:
-                db.execute("DELETE FROM standings WHERE plan = ?", (old,))
-                db.execute("UPDATE plans SET hash = ?, plan = ? WHERE hash = ?", (plan.hash, plan.canonical, old))
-        return [plan.name for _, plan in changed]
+            for name, old, text in (row.values() for row in rows):
+                try:
+                    plan = Plan.model_validate_json(text)
+                except ValidationError:
+                    db.execute("DELETE FROM plans WHERE hash = ?", (old,))
+                    dropped.append(name)
+                    continue
+                if plan.hash != bytes(old):
+                    db.execute("DELETE FROM standings WHERE plan = ?", (old,))
+                    db.execute("UPDATE plans SET hash = ?, plan = ? WHERE hash = ?", (plan.hash, plan.canonical, old))
+                    renewed.append(name)
+        return renewed, dropped
 
     def plan(self, name: str) -> Plan | None:
         """A plan by name, whatever became of it."""

@@ -303,7 +303,17 @@ def test_a_plan_of_another_release_is_proposed_in_this_ones_words_and_approved_a
     sql(registry, "UPDATE standings SET plan = ?", hash_of(old))
     again = reopened(registry)
     assert not again.note_standing(plan, "a", APPROVAL), "nobody is waited for under the new hash yet"
-    assert again.renew_plans() == ["next"]
+    assert again.renew_plans() == (["next"], [])
     assert again.standings(plan) == []
     assert again.note_standing(plan, "a", APPROVAL)
-    assert again.renew_plans() == []
+    assert again.renew_plans() == ([], [])
+
+
+def test_a_proposal_that_this_release_cannot_read_is_dropped_and_holds_up_no_start(registry: Registry) -> None:
+    for name in ("next", "later"):
+        registry.propose(PLAN.model_copy(update={"name": name}))
+    registry.note_standing(PLAN.model_copy(update={"name": "next"}), "a", APPROVAL)
+    sql(registry, "UPDATE plans SET plan = ? WHERE name = 'next'", b'{"name": "next", "newer": 1}')
+    again = reopened(registry)
+    assert again.renew_plans() == ([], ["next"])
+    assert [one.plan.name for one in again.proposals()] == ["later"]
