@@ -17,7 +17,8 @@ from nexus_common.stages import Stage
 class Point:
     """A version in a run's line: what was reported of each of its arms (names as in ``tail.py``), and by whom.
 
-    ``trained`` is False for one that was laid beside another.  Nothing is reported of the newest one yet.
+    ``trained`` is False for one that was laid beside another, or taken from sites after a restore.  Nothing is reported
+    of the newest one yet.
     """
 
     number: int

@@ -26,7 +26,7 @@ def line(registry: Registry, run: Run, least: int = 1) -> list[Point]:
             version.stage,
             values(told.get(version.number, [])),
             after.cohort if after else (),
-            version.state == MADE,
+            version.number == 0 or bool(version.cohort),  # one adopted after a restore was decided on nowhere here
         )
         for version, after in zip_longest(kept, kept[1:])
     ]

@@ -318,3 +318,16 @@ def test_a_plan_without_loss_or_score_has_one_stage() -> None:
     for figures in (("loss",), ("score", "vote"), ()):
         plan: Plan = plan_of(FIVE, growth=GROWTH, aggregation={"slots": 4, "range": 1.0, "figures": figures})
         assert plan.stages == full.stages[:1]
+
+
+def test_a_version_adopted_in_a_trial_after_a_restore_decides_nothing(tmp_path: Path) -> None:
+    federation = growing(tmp_path)
+    federation.turns(PLATEAU + 1)
+    run = federation.registry.run("sim")
+    assert run is not None
+    assert run.form.is_trial
+    (trial,) = trials_of(federation)
+    control = run.form.control(federation.registry.vector("sim", run.round))
+    assert federation.registry.adopt(run, run.round + 2, federation.plan.stages.index(run.form.alone), control)
+    assert trials_of(federation) == [], "otherwise the control has won, and no dendrite is tried again"
+    assert trial.winner is None
