@@ -30,6 +30,7 @@ MOST_LIST_BYTES: Final = 32 << 20
 PIECE: Final = 1 << 20
 _BLOCK: Final = tarfile.BLOCKSIZE
 _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}){0,2}")
+_NAMED_BY_CONTENT: Final = re.compile(r"/([0-9a-f]{64})\.safetensors$")
 
 
 class Member(Settings):
@@ -76,6 +77,12 @@ def new_file(path: Path) -> Iterator[io.BufferedRandom]:
 def pack(file: io.BufferedRandom | io.BytesIO, contents: Contents, sources: Mapping[str, Path]) -> str:
     """Write an archive of files that do not change meanwhile; the SHA-256 of all of it."""
     files = {name: Member(size=source.stat().st_size, sha256=_digest(source)) for name, source in sources.items()}
+    for name, member in files.items():
+        if (named := _NAMED_BY_CONTENT.search(name)) and named[1] != member.sha256:
+            raise NexusError(
+                f"{sources[name]} was changed: it no longer has the SHA-256 it is named by; put it back from an "
+                f"earlier backup (`tar -xf FILE {name}`)"
+            )
     listed = contents.model_copy(update={"files": files}).model_dump_json().encode()
     if not all(_NAME.fullmatch(name) for name in files) or len(files) > MOST_FILES or len(listed) > MOST_LIST_BYTES:
         raise NexusError(f"{len(files)} files cannot be backed up together: too many, or names that are not ours")

@@ -259,6 +259,21 @@ def test_a_version_that_is_gone_is_named(home: Path, tmp_path: Path) -> None:
         back_up(home, tmp_path / "backup.tar")
 
 
+@pytest.mark.parametrize("folder", ["versions", "optimiser"])
+def test_a_file_that_is_not_what_it_is_named_by_is_not_backed_up_as_good(
+    home: Path, tmp_path: Path, folder: str
+) -> None:
+    rotten = next((home / "state" / folder).iterdir())
+    data = bytearray(rotten.read_bytes())
+    data[-1] ^= 1
+    rotten.write_bytes(data)
+    with pytest.raises(
+        NexusError, match=rf"was changed: .* earlier backup \(`tar -xf FILE state/{folder}/{rotten.name}`"
+    ):
+        back_up(home, tmp_path / "backup.tar")
+    assert not (tmp_path / "backup.tar").exists()
+
+
 def test_an_interrupted_restore_is_cleared_away_by_the_next(home: Path, tmp_path: Path) -> None:
     back_up(home, tmp_path / "backup.tar")
     again = tmp_path / "again"
