@@ -86,6 +86,8 @@ def _state(state: Path, beside: Path) -> tuple[dict[str, Path], int]:
 
 def _snapshot(database: Path, copy: Path) -> int:
     """Copy a database that may be in use; its schema."""
+    if not database.exists():
+        raise NexusError(f"{database} does not exist yet; start the server once, then back it up")
     try:
         with (
             closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True)) as old,

@@ -34,10 +34,10 @@ def is_running(home: Path) -> bool:
 
 def check_ports(settings: ServerSettingsFile, *, running: bool) -> Iterator[CheckLine]:
     """What a running server has open answers; what a stopped one will open is free."""
-    for name, address, always in (
-        ("port", settings.listen, True),
-        ("enrolment port", settings.enrol_listen, False),
-        ("metrics port", settings.metrics, True),
+    for name, key, address, always in (
+        ("port", "listen", settings.listen, True),
+        ("enrolment port", "enrol_listen", settings.enrol_listen, False),
+        ("metrics port", "metrics", settings.metrics, True),
     ):
         if address == OFF:
             continue
@@ -47,7 +47,7 @@ def check_ports(settings: ServerSettingsFile, *, running: bool) -> Iterator[Chec
         elif running and always:
             yield line(name, "fault", f"a server runs, but nothing answers at {address}", "see its log; restart it")
         else:
-            yield _free(name, host, port)
+            yield _free(name, key, host, port)
 
 
 def check_reach(settings: ServerSettingsFile) -> Iterator[CheckLine]:
@@ -80,9 +80,9 @@ def _answers(host: str, port: int) -> bool:
     return True
 
 
-def _free(name: str, host: str, port: int) -> CheckLine:
+def _free(name: str, key: str, host: str, port: int) -> CheckLine:
     try:
-        listen(host, port, f"`ss -ltnp` shows who has it; or change {name} in server.toml").close()
+        listen(host, port, f"`ss -ltnp` shows who has it; or change {key} in server.toml").close()
     except NexusError as problem:
         return line(name, "fault", *str(problem).split("; ", 1))
     return line(name, "ok", f"{host} port {port} is free")

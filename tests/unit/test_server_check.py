@@ -97,6 +97,8 @@ def test_a_port_that_another_program_has_is_told(home: Path) -> None:
     port = int(re.findall(r'listen = "127.0.0.1:(\d+)"', (home / "server.toml").read_text())[0])
     with socket.create_server(("127.0.0.1", port)):
         assert f"cannot listen on 127.0.0.1 port {port}" in fault(home, "port")
+        (line,) = [one for one in check_server(home).lines if one.name == "port"]
+        assert line.remedy.endswith("or change listen in server.toml")
 
 
 def test_a_name_that_is_loopback_on_this_machine_is_told(home: Path) -> None:
