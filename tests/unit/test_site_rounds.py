@@ -321,6 +321,18 @@ def test_a_restored_server_gets_the_version_that_it_names_while_it_is_here(site:
     assert refused(site, wire.Recall(PLAN.hash, bytes.fromhex(vector_hash(NEXT)))) == "wrong-context"
 
 
+def test_what_came_last_is_named_and_given_also_with_a_new_log_and_a_damaged_list(site: SiteRounds) -> None:
+    prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
+    place = site.workspace.place
+    place.audit_file.rename(place.audit_file.with_name("moved"))
+    Shelf(place).folder.mkdir(exist_ok=True)
+    Shelf(place).file.write_bytes(b"damaged")
+    assert held(site) == [(3, 0, vector_hash(LATER))]
+    assert site.handle(wire.Recall(PLAN.hash, bytes.fromhex(vector_hash(LATER)))) == wire.Given(LATER)
+    place.federated_file.write_bytes(b"damaged")
+    assert held(site) == []
+
+
 def test_a_restored_server_hears_what_came_whatever_people_say_to_the_plan_by_now(site: SiteRounds) -> None:
     prepared(site).handle(wire.Deliver(PLAN.hash, 3, 0, b"", LATER))
     other = make_plan("abc", **{**QUICK, "name": "other"})
