@@ -37,7 +37,7 @@ def back_up(place: SiteHome, file: Path) -> tuple[int, str]:
 
     Root reads as the account that the state folder belongs to, which could lay links in it.
     """
-    with archive.new_file(file.absolute()) as out, as_owner(place.state):
+    with archive.new_file(file.absolute(), place.state) as out, as_owner(place.state):
         place.settings()
         read_policy(place.policy_file)  # what cannot be read now could not be restored with its approvals ended
         with tempfile.TemporaryDirectory(dir=place.state, prefix=".backup-") as folder:
@@ -70,9 +70,10 @@ def _copy(place: SiteHome, target: Path) -> None:
     wanted |= {name: place.state / name for name in _STATE if (place.state / name).exists()}
     shelf = Shelf(place)
     if shelf.file.exists():
+        models = shelf.models  # read once: the agent may replace it meanwhile
         (target / "models").mkdir()
-        shutil.copyfile(shelf.file, target / "models" / shelf.file.name)
-        wanted |= {f"models/{one.name}.safetensors": shelf.file_of(one.name) for one in shelf.models.held}
+        (target / "models" / shelf.file.name).write_text(models.model_dump_json())
+        wanted |= {f"models/{one.name}.safetensors": shelf.file_of(one.name) for one in models.held}
     for name, source in wanted.items():
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target / name)
@@ -141,8 +142,6 @@ def _put(staging: Path, place: SiteHome) -> None:
         for path in (staging, *staging.rglob("*")):
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
     write_durably(place.policy_file, settings["policy.toml"])
-    if owner is not None:
-        place.state.rmdir()
     staging.rename(place.state)
     sync_folder(place.state.parent)
     write_durably(place.settings_file, settings["site.toml"])

@@ -52,8 +52,11 @@ class Contents(Settings):
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[io.BufferedRandom]:
-    """A file for ``pack``, its owner's alone, that is there whole or not at all; there must be none yet."""
+def new_file(path: Path, copies: Path) -> Iterator[io.BufferedRandom]:
+    """A file for ``pack``, its owner's alone, that is there whole or not at all; there must be none yet.
+
+    ``copies`` is the folder that what goes into it may be copied to first: its disk may be the one that is full.
+    """
     if path.exists():
         raise NexusError(f"{path} exists, and a backup takes no other file's place; give another name")
     if not path.parent.is_dir():
@@ -68,7 +71,8 @@ def new_file(path: Path) -> Iterator[io.BufferedRandom]:
     except OSError as problem:
         if problem.errno not in FULL:
             raise
-        raise NexusError(f"{path} cannot be written ({problem.strerror}): {room(path.parent)}; free some") from None
+        told = "; ".join(f"{folder}: {room(folder)}" for folder in dict.fromkeys((path.parent, copies)))
+        raise NexusError(f"{path} cannot be written ({problem.strerror}): {told}; free some") from None
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

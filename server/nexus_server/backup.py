@@ -40,7 +40,7 @@ def back_up(home: Path, file: Path) -> tuple[int, str]:
 
     Root reads as the account that the folder belongs to, which could lay links in it.
     """
-    with archive.new_file(file.absolute()) as out, as_owner(home):
+    with archive.new_file(file.absolute(), home) as out, as_owner(home):
         settings = read_settings(home)
         with tempfile.TemporaryDirectory(dir=home, prefix=".backup-") as folder:
             beside = Path(folder)

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nexus_client import site
 from nexus_client.backup import back_up, restore
 from nexus_client.consent import Consent
-from nexus_client.model_list import BASE
+from nexus_client.model_list import BASE, Models
 from nexus_client.policy import change_policy, read_policy, write_policy
 from nexus_client.record import ProtocolRecord
 from nexus_client.shelf import Shelf
@@ -67,6 +67,23 @@ def test_a_restored_site_is_itself_without_approvals_record_or_cache(place: Site
     *_, last = audit.read(again.audit_file)
     assert (last["event"], last["approvals_ended"]) == ("restored", [plan.hash.hex()])
     audit.verify(again.audit_file)
+
+
+def test_a_list_of_models_that_changes_meanwhile_is_backed_up_as_it_was_read(
+    place: SiteHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, reads = Shelf(place).models, list[int]()
+
+    def changing(shelf: Shelf) -> Models:
+        reads.append(1)
+        return whole if len(reads) == 1 else Models()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "models", property(changing))
+        back_up(place, tmp_path / "site.tar")
+    again, *_ = restore(tmp_path / "site.tar", tmp_path / "again", None)
+    assert Shelf(again).models == whole
+    assert all(Shelf(again).file_of(one.name).exists() for one in whole.held)
 
 
 def test_only_its_owner_can_read_it(place: SiteHome, tmp_path: Path) -> None:
