@@ -28,7 +28,7 @@ def check_service(place: SiteHome) -> Iterator[CheckLine]:
                 NAME,
                 "warning",
                 "no agent runs, so this could not ask whether the account of the service can read the data",
-                "start it, and check once more",
+                f"start it (`{place.start()}`), and check once more",
             )
         return
     for unread in found.unread:
