@@ -26,11 +26,12 @@ mkdir {box}/up/upper {box}/up/work
 mount -t overlay overlay -o lowerdir=/,upperdir={box}/up/upper,workdir={box}/up/work {box}/root
 cd {box}/root
 rm -rf etc/systemd/system etc/fstab lib/systemd/system/*.wants usr/local/lib/systemd
-mkdir -p etc/systemd/system opt/nexus/bin opt/nexus/src opt/box
+mkdir -p etc/systemd/system opt/nexus/bin opt/nexus/src opt/nexus/packages opt/box
 touch etc/fstab
 cp -r {box}/bin/. opt/nexus/bin/
 cp {box}/lab.target {box}/lab.service etc/systemd/system/
 mount --bind {source} opt/nexus/src
+mount --bind {installed} opt/nexus/packages
 mount --bind {box}/out opt/box
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
@@ -93,16 +94,18 @@ def boot(folder: Path, script: str) -> Path:
     (out / "script").write_text(script)
     source = Path("/opt/nexus/src")
     packages = [str(source / room) for room in ("server", "client", "common")]
-    installed = next(path for path in sys.path if path.endswith("site-packages"))
+    installed = next(path for path in sys.path if path.endswith("site-packages"))  # /tmp and /root are hidden there
     for program in ("nexus-server", "nexus-client"):
         text = PROGRAM.format(
-            path=":".join([*packages, installed]), python=everybodys_python(), package=program.replace("-", "_")
+            path=":".join([*packages, "/opt/nexus/packages"]),
+            python=everybodys_python(),
+            package=program.replace("-", "_"),
         )
         (folder / "bin" / program).write_text(text)
         (folder / "bin" / program).chmod(0o755)
     (folder / "lab.target").write_text(TARGET)
     (folder / "lab.service").write_text(SERVICE.format(seconds=SECONDS))
-    (folder / "begin").write_text(BEGIN.format(box=folder, source=ROOT, systemd=SYSTEMD))
+    (folder / "begin").write_text(BEGIN.format(box=folder, source=ROOT, installed=installed, systemd=SYSTEMD))
     command = [unshare, "-m", "-p", "-f", "-u", "-i", "-n", "-C", "--kill-child", "sh", str(folder / "begin")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS + 15, check=False)
     if not (out / "log").exists():
