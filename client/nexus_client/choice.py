@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from nexus_common import wire
 from nexus_common.layout import Layout, Vector
-from nexus_common.versions import StoredAdapter, vector_hash
+from nexus_common.versions import StoredAdapter
 
 from nexus_client.acceptance import RARE_LOSS, THE_BASE, compare
 from nexus_client.alone import default_recipe, train_alone
@@ -116,7 +115,7 @@ def _candidates(shelf: Shelf, digests: set[str], base_hash: str) -> dict[str, St
 
 def call_back(shelf: Shelf, version: StoredAdapter) -> None:
     """Take out of use what the server has taken out of use by sending an earlier version of the same run."""
-    born = _hash(version) == birth_hash(version.plan)
+    born = version.digest == birth_hash(version.plan)
     shelf.call_back(version.plan, -1 if born and version.number == 0 else version.number)
 
 
@@ -129,14 +128,10 @@ def newest(shelf: Shelf, kind: Kind, base_hash: str, *, accepted: bool = False) 
 
 def made_for(workspace: Workspace, federated: StoredAdapter | None, max_loss: float) -> str:
     """What a choice rests on: it is made again only where that has changed."""
-    version = "" if federated is None else federated.plan.hash.hex() + _hash(federated)
+    version = "" if federated is None else federated.plan.hash.hex() + federated.digest
     return hashlib.sha256(f"{workspace.fingerprint} {version} {max_loss!r}".encode()).hexdigest()
 
 
 def _made_of(workspace: Workspace, *adapters: StoredAdapter) -> str:
-    parts = (workspace.fingerprint, *map(_hash, adapters))
+    parts = (workspace.fingerprint, *(one.digest for one in adapters))
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-
-def _hash(adapter: StoredAdapter) -> str:
-    return vector_hash(wire.pack(adapter.vector))

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from nexus_common import wire
 from nexus_common.audit import AuditLog
 from nexus_common.disk import free_bytes
 from nexus_common.errors import NexusError
 from nexus_common.rpc import Body
-from nexus_common.versions import vector_hash
 
 from nexus_client import model_card, stock_modules
 from nexus_client.embed import loaded
@@ -70,7 +68,7 @@ def export(
         _room(workspace.base_folder, made, onnx=onnx)
         notes = _write(workspace, subject, models, made, target, onnx=onnx, tell=tell)
         size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
-        digest = vector_hash(wire.pack(subject.adapter.vector)) if subject.adapter else None
+        digest = subject.adapter.digest if subject.adapter else None
         AuditLog(workspace.place.audit_file).append("exported", model=subject.name, sha256=digest, folder=str(target))
     return ExportReport(
         site=workspace.place.site,

@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from nexus_common import wire
 from nexus_common.errors import NexusError
-from nexus_common.versions import StoredAdapter, vector_hash
+from nexus_common.versions import StoredAdapter
 
 from nexus_client.acceptance import THE_BASE, Decision, decide
 from nexus_client.choice import NOTHING, call_back, choose, made_for, newest
@@ -123,7 +122,7 @@ def judge_newest(workspace: Workspace, consent: Consent, progress: Progress = la
         if version is None:
             return
         call_back(shelf, version)
-        digest = vector_hash(wire.pack(version.vector))
+        digest = version.digest
         short, models = digest_of(version), shelf.models
         if digest == birth_hash(version.plan) or models.like(short, "federated"):
             return

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from nexus_common import wire
 from nexus_common.audit import AuditLog
 from nexus_common.disk import one_at_a_time, write_durably
 from nexus_common.errors import NexusError
 from nexus_common.plan import Plan
-from nexus_common.versions import StoredAdapter, vector_hash
+from nexus_common.versions import StoredAdapter
 from pydantic import ValidationError
 
 from nexus_client.model_list import BASE, Gone, Held, Kind, Models
@@ -202,9 +201,9 @@ def name_of(adapter: StoredAdapter, kind: Kind) -> str:
     """What a model is called, unless another one had that name here."""
     if kind == "federated":
         return f"{adapter.plan.name}-{adapter.number}"
-    return f"{kind}-{vector_hash(wire.pack(adapter.vector))[:8]}"
+    return f"{kind}-{adapter.digest[:8]}"
 
 
 def digest_of(adapter: StoredAdapter) -> str:
     """Names a model's numbers."""
-    return vector_hash(wire.pack(adapter.vector))[:DIGITS]
+    return adapter.digest[:DIGITS]

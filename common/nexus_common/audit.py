@@ -22,7 +22,7 @@ from logging.handlers import SysLogHandler
 from pathlib import Path
 from typing import Any, Final
 
-from nexus_common.disk import sync_folder
+from nexus_common.disk import give_away, sync_folder
 from nexus_common.errors import NexusError
 
 Fact = str | int | float | list[str] | None
@@ -71,9 +71,7 @@ class AuditLog:
         size = os.fstat(fd).st_size
         if size == 0:
             sync_folder(self.path.parent)  # before the first line, so that no line is ever in a file that can vanish
-            if os.geteuid() == 0:  # or the service could write no line, and send nothing
-                owner = self.path.parent.stat()
-                os.fchown(fd, owner.st_uid, owner.st_gid)
+            give_away(fd, self.path.parent)  # or the service could write no line, and send nothing
         head, torn = self._end(fd, size)
         lines = []
         if torn:
