@@ -9,7 +9,7 @@ from nexus_common import rpc
 from nexus_common.checks import CheckLine, line
 
 from nexus_client.agent_api import SERVICE, DataAccess, UnreadPath
-from nexus_client.site import ETC, SiteHome
+from nexus_client.site import SiteHome
 
 NAME: Final = "service"
 SECONDS: Final = 60.0
@@ -65,6 +65,6 @@ def _remedy(place: SiteHome, account: str, unread: UnreadPath) -> str:
 
 
 def _restart(place: SiteHome) -> str:
-    if place.settings_folder == ETC / place.site:
+    if place.is_the_systems:
         return f"`systemctl daemon-reload && systemctl restart nexus-client@{place.site}`"
     return "restart the agent"

@@ -38,7 +38,7 @@ def _unit(
         text = drop_in(place)
         show(context, {"site": place.site, "drop_in": text}, text.rstrip("\n"))
         return
-    if place.settings_folder != ETC / place.site:
+    if not place.is_the_systems:
         raise NexusError(
             f"the service reads its settings in {ETC / place.site}, and these lie in {place.settings_folder}"
         )

@@ -15,7 +15,7 @@ from nexus_common.errors import NexusError
 
 from nexus_client.index import Manifest
 from nexus_client.index_needs import needed
-from nexus_client.site import ETC, SiteHome, SiteSettings
+from nexus_client.site import SiteHome, SiteSettings
 
 log = logging.getLogger(__name__)
 LOOKS_EVERY_SECONDS: Final = 10.0
@@ -53,8 +53,7 @@ class IndexUpdates:
             log.error("the index is not updated: %s", problem)
             self._next = time.monotonic() + TRIES_AGAIN_SECONDS
             return
-        root = self._place.settings_folder.parent
-        home = () if root == ETC else ("--home", str(root))
+        home = () if self._place.is_the_systems else ("--home", str(self._place.settings_folder.parent))
         log.info("the index is updated")
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads meanwhile could fill
         self._process = subprocess.Popen(

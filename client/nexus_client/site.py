@@ -106,15 +106,19 @@ class SiteHome:
         return cls.of(home, site)
 
     @property
+    def is_the_systems(self) -> bool:
+        """Whether these are the folders that the packaged service uses, and that need no ``--home``."""
+        return (self.settings_folder, self.state) == (ETC / self.site, VAR / self.site)
+
+    @property
     def call(self) -> str:
         """How this program is called for this site."""
-        home = "" if self.state == VAR / self.site else f" --home {self.settings_folder.parent}"
+        home = "" if self.is_the_systems else f" --home {self.settings_folder.parent}"
         return f"nexus-client{home} --site {self.site}"
 
     def start(self, verb: str = "start") -> str:
         """What starts the agent: systemd where it does, for root's own would not be the service's account."""
-        by_systemd = self.state == VAR / self.site and booted()
-        return f"systemctl {verb} nexus-client@{self.site}" if by_systemd else self.call
+        return f"systemctl {verb} nexus-client@{self.site}" if self.is_the_systems and booted() else self.call
 
     @property
     def settings_file(self) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from nexus_client import agent_api
-from nexus_client import check_service as module
 from nexus_client.agent_api import DataAccess, UnreadPath
 from nexus_client.check_service import check_service
 from nexus_client.data_access import data_access
@@ -136,7 +135,7 @@ def test_what_is_nowhere_is_not_the_service_s_fault(place: SiteHome) -> None:
 
 
 def test_an_installed_service_is_restarted_by_systemd(place: SiteHome, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ETC", place.settings_folder.parent)
+    monkeypatch.setattr(SiteHome, "is_the_systems", True)
     (line,) = asked(place, UnreadPath(path="/srv/a b", at="/srv/a b", missing=False))
     assert line.remedy == (
         "run `setfacl -R -m u:nexus:rX '/srv/a b'` (package acl); then `systemctl daemon-reload && "

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from nexus_client import cli_unit, service_unit
+from nexus_client import service_unit
 from nexus_client.cli import main
 from nexus_client.service_unit import drop_in, install, quoted
 from nexus_client.site import SiteHome
@@ -109,7 +109,7 @@ def test_root_writes_the_drop_in_of_both_services_and_lets_their_group_read_the_
     write(place, "/srv/x.csv")
     monkeypatch.setattr(service_unit, "SYSTEMD", tmp_path / "systemd")
     monkeypatch.setattr(service_unit, "GROUP", "daemon")
-    monkeypatch.setattr(cli_unit, "ETC", etc)
+    monkeypatch.setattr(SiteHome, "is_the_systems", True)
     for _ in range(2):  # the second time as well
         assert main(["--home", str(etc), "unit", "--write"]) == 0
     for service in ("nexus-client", "nexus-serve"):
