@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from nexus_common.cli import moment, options, show
+from nexus_common.cli import moment, options, show, show_backup
 
 from nexus_client.cli_consent import place_of
 from nexus_client.cli_unit import next_steps
@@ -28,14 +28,7 @@ def add_lifecycle_commands(app: typer.Typer) -> None:
         """
         from nexus_client.backup import back_up  # noqa: PLC0415
 
-        count, digest = back_up(place_of(context), file)
-        size = file.stat().st_size
-        show(
-            context,
-            {"file": str(file), "bytes": size, "sha256": digest, "files": count},
-            f"written: {file}, {size / 1e6:.1f} MB, SHA-256 {digest}\nIt holds this site's secret keys and its "
-            "adapters, mode 0600; keep it where you would keep those.",
-        )
+        show_backup(context, file, *back_up(place_of(context), file), "this site's secret keys and its adapters")
 
     @app.command()
     def restore(

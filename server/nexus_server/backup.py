@@ -21,7 +21,7 @@ from nexus_common.disk import make_above, sync_folder, write_durably
 from nexus_common.errors import NexusError
 
 from nexus_server.ca import CertificateAuthority, CertificateFiles
-from nexus_server.database import MIGRATIONS
+from nexus_server.database import require_known
 from nexus_server.registry import Registry
 from nexus_server.settings import audit_file, read_settings
 
@@ -98,8 +98,7 @@ def _snapshot(database: Path, copy: Path) -> int:
             (schema,) = new.execute("PRAGMA user_version").fetchone()
     except sqlite3.Error as problem:
         raise NexusError(f"{database} cannot be backed up: {problem}") from None
-    if schema > len(MIGRATIONS):
-        raise NexusError(f"{database} has schema {schema}, this program knows {len(MIGRATIONS)}: upgrade it")
+    require_known(schema, database)
     return int(schema)
 
 
@@ -150,11 +149,7 @@ def restore(file: Path, home: Path) -> Contents:
     opened = Archive.read(file, KIND)
     with closing(opened.file):
         contents = opened.contents
-        if contents.schema_number > len(MIGRATIONS):
-            raise NexusError(
-                f"{file} has schema {contents.schema_number}, this program knows {len(MIGRATIONS)}: it was made by a "
-                f"newer nexus-server ({contents.version[:20]}); install that one first"
-            )
+        require_known(contents.schema_number, file, f"a newer nexus-server ({contents.version[:20]})")
         if home.exists():
             act_as_owner(home)
         with _staging(home) as staging:

@@ -13,7 +13,7 @@ from nexus_common.errors import NexusError
 from nexus_common.ports import listen
 
 from nexus_server.backup import check_copy, files_named
-from nexus_server.database import MIGRATIONS
+from nexus_server.database import MIGRATIONS, NewerSchema, require_known
 from nexus_server.settings import ServerSettingsFile, admin_socket
 
 CONNECT_SECONDS: Final = 2.0
@@ -99,14 +99,15 @@ def check_database(state: Path) -> Iterator[CheckLine]:
         check_copy(path, path)
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as db:
             (schema,) = db.execute("PRAGMA user_version").fetchone()
+        require_known(schema, path)
         missing = [name for name in files_named(path) if not (state / f"{name}.safetensors").exists()]
+    except NewerSchema as problem:
+        yield line("database", "fault", str(problem), "install the nexus-server that wrote it")
+        return
     except (NexusError, sqlite3.Error) as problem:
         yield line("database", "fault", str(problem), "stop the server and restore the newest backup")
         return
-    if schema > len(MIGRATIONS):
-        told = f"{path} has schema {schema}, this program knows {len(MIGRATIONS)}"
-        yield line("database", "fault", told, "install the newer nexus-server that wrote it")
-    elif missing:
+    if missing:
         told = f"{missing[0]}.safetensors is missing, and {len(missing) - 1} more"
         yield line("database", "fault", told, "put it back from a backup")
     elif schema < len(MIGRATIONS):

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from nexus_common.account import as_owner
 from nexus_common.checks import show_checks
-from nexus_common.cli import moment, show
+from nexus_common.cli import moment, show, show_backup
 
 from nexus_server.asking import home_of, start
 
@@ -43,14 +43,7 @@ def add_lifecycle_commands(app: typer.Typer) -> None:
         """
         from nexus_server.backup import back_up  # noqa: PLC0415
 
-        count, digest = back_up(home_of(context), file)
-        size = file.stat().st_size
-        show(
-            context,
-            {"file": str(file), "bytes": size, "sha256": digest, "files": count},
-            f"written: {file}, {size / 1e6:.1f} MB, SHA-256 {digest}\nIt holds secret keys (the CA's, the server's), "
-            "mode 0600; keep it where you would keep those.",
-        )
+        show_backup(context, file, *back_up(home_of(context), file), "secret keys (the CA's, the server's)")
 
     @app.command()
     def restore(

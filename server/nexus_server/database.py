@@ -84,6 +84,19 @@ MIGRATIONS: Final = (
 )
 
 
+class NewerSchema(NexusError):
+    """A database that a newer program has written."""
+
+
+def require_known(schema: int, where: Path, newer: str = "a newer nexus-server") -> None:
+    """NewerSchema where this program does not know the schema; ``where`` the database lies, and what wrote it."""
+    if schema > len(MIGRATIONS):
+        raise NewerSchema(
+            f"{where} has schema {schema}, this program knows {len(MIGRATIONS)}: it was written by {newer}; install "
+            "that one"
+        )
+
+
 class Database:
     """One file, one process, any thread."""
 
@@ -100,11 +113,7 @@ class Database:
 
     def _migrate(self) -> None:
         (at,) = self._db.execute("PRAGMA user_version").fetchone()
-        if at > len(MIGRATIONS):
-            raise NexusError(
-                f"{self.folder}/registry.sqlite has schema {at}, this program knows {len(MIGRATIONS)}: "
-                "it was written by a newer nexus-server"
-            )
+        require_known(at, self.folder / "registry.sqlite")
         for number, script in enumerate(MIGRATIONS[at:], at + 1):
             self._db.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from nexus_common import archive, audit
 from nexus_common.errors import NexusError
-from nexus_server import backup
+from nexus_server import database
 from nexus_server.backup import back_up, restore
 from nexus_server.ca import CertificateAuthority, CertificateFiles
 from nexus_server.cli import main
@@ -232,10 +232,10 @@ def test_a_whole_archive_that_is_no_server_makes_nothing(tmp_path: Path) -> None
 
 def test_a_backup_of_a_newer_program_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     back_up(home, tmp_path / "backup.tar")
-    monkeypatch.setattr(backup, "MIGRATIONS", backup.MIGRATIONS[:-1])
-    with pytest.raises(NexusError, match=r"has schema \d+, this program knows \d+: it was made by a newer"):
+    monkeypatch.setattr(database, "MIGRATIONS", database.MIGRATIONS[:-1])
+    with pytest.raises(NexusError, match=r"has schema \d+, this program knows \d+: it was written by a newer"):
         restore(tmp_path / "backup.tar", tmp_path / "again")
-    with pytest.raises(NexusError, match="upgrade it"):
+    with pytest.raises(NexusError, match="install that one"):
         back_up(home, tmp_path / "other.tar")
 
 
