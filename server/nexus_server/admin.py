@@ -14,12 +14,12 @@ from nexus_common.rpc import Method, Nothing
 from nexus_server import admin_api as api
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.admin_plans import PlanAdministration
+from nexus_server.conductor import Conductor
 from nexus_server.enrolment import Enrolment
 from nexus_server.exchange import Exchange
 from nexus_server.lineage import line
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING, WITHDRAWN, Run
 from nexus_server.registry import Registry
-from nexus_server.rounds import Conductor
 
 
 class Administration:

@@ -7,10 +7,10 @@ from nexus_common.report import Report
 from nexus_common.rpc import Method, Nothing
 
 from nexus_server import admin_api as api
+from nexus_server.conductor import Conductor
 from nexus_server.lineage import back_to
 from nexus_server.records import MADE, Run
 from nexus_server.registry import Registry
-from nexus_server.rounds import Conductor
 from nexus_server.run_report import report_of, version_lines
 
 

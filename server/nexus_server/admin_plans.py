@@ -6,9 +6,9 @@ from nexus_common.plan import Plan, parse_plan
 from nexus_common.rpc import Method, Nothing
 
 from nexus_server import admin_api as api
+from nexus_server.conductor import Conductor
 from nexus_server.planning import check_proposal, draft
 from nexus_server.registry import Registry
-from nexus_server.rounds import Conductor
 
 
 class PlanAdministration:

@@ -22,6 +22,7 @@ from nexus_common.notify import notify
 from nexus_server.admin import Administration
 from nexus_server.admin_api import SERVICE
 from nexus_server.ca import ROTATE_DAYS, CertificateAuthority, CertificateFiles
+from nexus_server.conductor import Conductor
 from nexus_server.door import SiteConnection, make_app, open_door
 from nexus_server.enrolment import Enrolment
 from nexus_server.exchange import GridExchange
@@ -30,7 +31,6 @@ from nexus_server.grid import LocalGrid
 from nexus_server.metrics import Metrics
 from nexus_server.registry import Registry
 from nexus_server.renewal import Renewal
-from nexus_server.rounds import Conductor
 from nexus_server.settings import admin_socket, audit_file, read_settings
 from nexus_server.stored import Stored
 from nexus_server.tls import DoorTls

@@ -71,6 +71,15 @@ class Delivery:
             else:
                 self._pauses.begin(site)
 
+    def deliver_in_run(self, run: Run) -> None:
+        """In a run the version in use comes with the next round; but after a rollback at once.
+
+        So does the word to a site that was away of what is out of use.
+        """
+        beside = self.registry.in_use(run.plan.name) != run.round
+        if sites := self.lacking(run) if beside else self.untold(run):
+            self.deliver(run, sites)
+
     def _withdrawn(self) -> bytes:
         """Hashes of the versions of all runs that went out of use last."""
         found = dict.fromkeys(self._hash(*one) for one in self.registry.out_of_use(wire.MOST_WITHDRAWN))

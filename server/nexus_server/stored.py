@@ -18,12 +18,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from nexus_server.ca import CertificateAuthority
+from nexus_server.conductor import Conductor
 from nexus_server.exchange import Exchange
 from nexus_server.history import History
 from nexus_server.metrics import STEPS
 from nexus_server.records import MADE, MIDPOINT
 from nexus_server.registry import Registry
-from nexus_server.rounds import Conductor
 
 log = logging.getLogger(__name__)
 _FAILED: Final = """

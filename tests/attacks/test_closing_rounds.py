@@ -73,7 +73,7 @@ def test_a_model_opened_in_a_round_is_not_opened_in_a_closing_round_too(
     closing = wire.TrainRound(federation.plan.hash, 0, 0, 0, 1, wire.pack(first))
     federation.conductor.exchange.ask(dict.fromkeys(FIVE, closing), 5.0)
     model = wire.model_hash(layout, wire.pack(trained_from(federation.plan, 0, first)), close=True)
-    masked = federation.conductor.masked
+    masked = federation.conductor.rounds.masked
     if kept:
         with pytest.raises(ModelSpent):
             masked.collect(run, model, FIVE)

@@ -34,7 +34,7 @@ def test_weights_are_opened_once_alone_or_in_a_trial(
     federation = federation_of(tmp_path)
     if not kept:
         monkeypatch.setattr(masking._ByWeights, "_names", lambda self, model: [model])
-    plan, run, masked = federation.plan, federation.registry.run("sim"), federation.conductor.masked
+    plan, run, masked = federation.plan, federation.registry.run("sim"), federation.conductor.rounds.masked
     assert run is not None
     for site in federation.sites.values():
         site(wire.Prepare(plan.canonical))
@@ -70,7 +70,7 @@ def test_weights_count_as_opened_also_where_a_site_has_trained_on_others_before_
 ) -> None:
     """A server that sends the next model between a round and its opening, so that sites would forget which it was."""
     federation = federation_of(tmp_path)
-    plan, run, masked = federation.plan, federation.registry.run("sim"), federation.conductor.masked
+    plan, run, masked = federation.plan, federation.registry.run("sim"), federation.conductor.rounds.masked
     assert run is not None
     weights, trial = federation.registry.vector("sim", 0), len(plan.stages) - 1
     first = wire.TrainRound(plan.hash, 1, 0, 0, 0, wire.pack(weights))

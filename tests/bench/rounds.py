@@ -54,8 +54,8 @@ class Bench:
     def __init__(self, federation: Federation, plan: Plan, control: Plan) -> None:
         self.server = Server(federation.home / "server")
         self.plan, self.control, registry = plan, control, self.server.registry
-        self.exchange = Timed(self.server.conductor.exchange)
-        self.server.conductor.exchange = self.server.conductor.masked.exchange = self.exchange
+        self.exchange, rounds = Timed(self.server.conductor.exchange), self.server.conductor.rounds
+        rounds.exchange = rounds.masked.exchange = self.exchange
         first = plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
         registry.propose(plan)
         registry.create_run(control, first, state="control")

@@ -18,9 +18,9 @@ from nexus_common.plan import Plan
 from nexus_common.recipe import Recipe
 from nexus_common.versions import trained_from
 from nexus_server.aggregate import make_optimiser
+from nexus_server.conductor import Conductor
 from nexus_server.records import FINISHED
 from nexus_server.registry import Registry
-from nexus_server.rounds import Conductor
 
 from tests.federation.sim import SimGrid, SimSite
 

@@ -11,10 +11,10 @@ from nexus_common.plan import Plan
 from nexus_common.versions import StoredAdapter
 from nexus_server.admin_api import Rollback, Withdrawal
 from nexus_server.admin_models import ModelAdministration
+from nexus_server.conductor import Conductor
 from nexus_server.rebuild import adopt
 from nexus_server.records import FINISHED, RUNNING, STOPPED
 from nexus_server.registry import Registry
-from nexus_server.rounds import Conductor
 
 from tests.federation.sim import SimGrid, SimSite
 from tests.plans import identity_of, make_plan
@@ -35,7 +35,7 @@ class Consortium:
         self.grid, self.registry, self.audit = SimGrid(dict(self.sites)), Registry(folder), AuditLog(folder / "log")
         identities = {name: site.identity for name, site in self.sites.items()}
         self.conductor = Conductor(self.registry, self.grid.exchange(self.audit), lambda: identities, self.audit)
-        self.conductor.pause = lambda seconds: None  # type: ignore[method-assign]
+        self.conductor.phases.pause = lambda seconds: None  # type: ignore[method-assign]
         self.models = ModelAdministration(self.registry, self.conductor, self.audit)
 
     def says(self, standing: str, *names: str, plan: Plan | None = None) -> None:

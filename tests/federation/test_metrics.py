@@ -14,7 +14,7 @@ from nexus_common import exposition  # noqa: F401  without its switch there are 
 from nexus_common.audit_watch import AuditWatch
 from nexus_common.enrolment import EnrolRequest
 from nexus_common.errors import NexusError
-from nexus_server import rounds
+from nexus_server import phases
 from nexus_server.admin_api import Rollback
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.ca import CertificateAuthority, CertificateFiles
@@ -41,7 +41,8 @@ class Watched:
     def __init__(self, federation: Federation, folder: Path) -> None:
         self.metrics = metrics = Metrics("c")
         self.federation, conductor = federation, federation.conductor
-        conductor.metrics = conductor.exchange._metrics = metrics  # type: ignore[attr-defined]
+        conductor.metrics = conductor.rounds.metrics = conductor.phases.metrics = metrics
+        conductor.exchange._metrics = metrics  # type: ignore[attr-defined]
         self.authority = authority = CertificateAuthority.create(CertificateFiles(folder / "keys"), "c")
         authority.ensure_server_certificate(["127.0.0.1"])
         audit = AuditWatch(federation.audit.path)
@@ -167,8 +168,8 @@ def test_a_phase_is_measured_without_the_pauses_between_failed_tries(
     federation = staged(tmp_path / "a", 5)
     watched, now = Watched(federation, tmp_path), [1000.0]
     clock = SimpleNamespace(time=lambda: now[0], monotonic=time.monotonic)
-    monkeypatch.setattr(rounds, "time", clock)
-    federation.conductor.pause = lambda seconds: now.append(now.pop() + seconds)  # type: ignore[method-assign]
+    monkeypatch.setattr(phases, "time", clock)
+    federation.conductor.phases.pause = lambda seconds: now.append(now.pop() + seconds)  # type: ignore[method-assign]
     federation.grid.away = lambda at: ["bank-a", "bank-c"] if at == trip else []
     federation.turns(3)
     federation.grid.away = lambda _: []
@@ -182,7 +183,7 @@ def test_a_phase_is_measured_without_the_pauses_between_failed_tries(
 def test_a_fault_ends_a_phase_before_the_pause_that_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = Federation(tmp_path / "a", plan_of(NAMES))
     watched, now = Watched(federation, tmp_path), [1000.0]
-    monkeypatch.setattr(rounds, "time", SimpleNamespace(time=lambda: now[0], monotonic=time.monotonic))
+    monkeypatch.setattr(phases, "time", SimpleNamespace(time=lambda: now[0], monotonic=time.monotonic))
     federation.turns(1)
     aside = federation.audit.path.rename(tmp_path / "aside")
     federation.audit.path.mkdir()

@@ -9,7 +9,7 @@ from nexus_common import audit, wire
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.holdings import Holding, pack_holdings, unpack_holdings
 from nexus_common.versions import vector_hash
-from nexus_server import next_version, rounds
+from nexus_server import conductor, next_version
 from nexus_server.admin_api import Rollback, Withdrawal
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.approvals import unheard_origin
@@ -318,7 +318,7 @@ def test_a_plan_that_fixes_a_version_of_the_backup_waits_for_nobody(tmp_path: Pa
 
 def test_outside_of_the_plans_hours_the_sites_are_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = restored(tmp_path)
-    monkeypatch.setattr(rounds, "_in_hours", lambda plan: False)
+    monkeypatch.setattr(conductor, "_in_hours", lambda plan: False)
     federation.turns(1)
     assert federation.round == LATER - 1
 

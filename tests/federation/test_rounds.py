@@ -10,10 +10,10 @@ from nexus_common.plan import Plan
 from nexus_common.rpc import Nothing
 from nexus_common.versions import trained_from
 from nexus_server import admin_models
+from nexus_server.conductor import Conductor
 from nexus_server.pauses import FIRST_SECONDS
 from nexus_server.records import FINISHED, RUNNING, STOPPED, STOPPING
 from nexus_server.registry import Registry
-from nexus_server.rounds import Conductor
 from nexus_server.run_report import version_lines
 
 from tests.federation.sim import Liar, SimGrid, SimSite
@@ -56,7 +56,7 @@ class Federation:
             lambda: {n: s.identity for n, s in self.sites.items()},
             self.audit,
         )
-        conductor.pause = lambda seconds: None  # type: ignore[method-assign]  time is a parameter of tests
+        conductor.phases.pause = lambda seconds: None  # type: ignore[method-assign]  time is a parameter of tests
         return conductor
 
     def turns(self, count: int) -> None:

@@ -137,7 +137,7 @@ def test_a_site_that_was_away_hears_what_was_taken_back_before_it_trains_again(t
     away = Shelved("hospital-b", federation.plan, tmp_path / "sites")
     federation.sites["hospital-b"] = federation.grid.handle[federation.grid.nodes["hospital-b"]] = away
     federation.turns(2)
-    federation.conductor.masked.forget("hospital-b")
+    federation.conductor.rounds.masked.forget("hospital-b")
     give = wire.pack(federation.registry.vector("sim", 2))
     away(wire.Deliver(federation.plan.hash, 2, 0, b"", give))
     away.shelf.pin("sim-2")

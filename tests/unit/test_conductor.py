@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nexus_common import audit, wire
 from nexus_common.versions import vector_hash
-from nexus_server import rounds as module
+from nexus_server import conductor as module
 from nexus_server.admin_api import Rollback, Withdrawal
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.records import RUNNING, STOPPED

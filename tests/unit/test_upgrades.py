@@ -93,7 +93,7 @@ def test_kill_9_within_a_migration_loses_nothing(tmp_path: Path, schema: int, at
 
 
 def test_a_run_whose_plan_had_fewer_settings_stops_and_says_how_to_go_on(tmp_path: Path) -> None:
-    from nexus_server.rounds import Conductor
+    from nexus_server.conductor import Conductor
 
     for schema, outdated in ((3, True), (8, False)):
         folder = tmp_path / str(schema)
@@ -102,7 +102,7 @@ def test_a_run_whose_plan_had_fewer_settings_stops_and_says_how_to_go_on(tmp_pat
             assert registry.is_outdated("demo") == outdated
             log = AuditLog(folder / "audit.jsonl")
             conductor = Conductor(registry, SimGrid({}).exchange(log), dict, log)
-            conductor.pause = lambda seconds: None  # type: ignore[method-assign]
+            conductor.phases.pause = lambda seconds: None  # type: ignore[method-assign]
             conductor.turn()
             run = registry.run("demo")
             assert run is not None
