@@ -380,19 +380,19 @@ DECODERS: dict[str, Decoder] = {
     "server-answer": Decoder(_pulled, seeds.pulled, PROTO, "flower.received flower.parcel_of flower.part_ids"),
     "site-reply": Decoder(_pushed, seeds.pushed, PROTO, "gate._is_own_reply"),
     "message-parts": Decoder(_whole, seeds.parts, (Refusal,), "flower.whole_message"),
-    "message-fields": Decoder(_parcel, _parcels, (Refusal, ValueError, RecursionError), "wire.decode"),
+    "message-fields": Decoder(_parcel, _parcels, (Refusal, ValueError, RecursionError), "wire.codec.decode"),
     "vector": Decoder(
         lambda data: wire.unpack(data, TINY),
         lambda: [bytes(4 * TINY.dim), np.full(TINY.dim, np.nan, "<f4").tobytes()],
         (Refusal,),
-        "wire.unpack",
+        "wire.weights.unpack",
         encode=wire.pack,
     ),
     "hashes": Decoder(
         wire.unpack_hashes,
         lambda: [b"", bytes(range(96)), bytes(64)],
         (Refusal,),
-        "wire.unpack_hashes",
+        "wire.codec.unpack_hashes",
         encode=lambda found: bytes.fromhex("".join(found)),
     ),
     "holdings": Decoder(

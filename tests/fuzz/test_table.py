@@ -36,6 +36,7 @@ ELSEWHERE = {
     "rpc._handlers": "no reader",
     "link.Link.take_certificate": "this site's own certificate",
     "gathering.Gathering.take_up": "no reader",
+    "rounds.Rounds.take_up": "no reader",
     "masking.Masking.take_up": "a plan that was read",
     "secagg.server.Server._take_up": "adverts that were read",
     "secagg.client.Client._take_adverts": "to-a-site",
