@@ -56,7 +56,7 @@ class Agent:
         self.journal = Journal(self.consent.audit, paced=True)
         self.link = Link(settings.server, place.keys, self._handle, self.journal, settings.proxy, metrics)
         self._audit_watch = AuditWatch(place.audit_file)
-        metrics.registry.register(Machine(place.keys / "site.crt", self.link, self._audit_watch))
+        metrics.registry.register(Machine(place, self.link, self._audit_watch))
         self._metrics = Exposition(metrics.registry, settings.metrics)
         self.place = place
         place.socket.unlink(missing_ok=True)  # the lock above says that no other process serves it

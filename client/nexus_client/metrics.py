@@ -5,6 +5,7 @@ metrics on passes on how long its steps take, so it should pass on a list of its
 """
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from nexus_client import sensors
+from nexus_client.site import SiteHome
 
 OUTCOMES: Final = ("trained", "closing", "zeros", "refused")
 PHASES: Final = ("preparing", "training", "masking")
@@ -77,9 +79,9 @@ def outcome_of(message: TrainRound, figures: Sequence[Mapping[str, float]]) -> s
 class Machine(Collector):
     """What is looked at when Prometheus asks; what is not there, or not known yet, is left out."""
 
-    def __init__(self, certificate: Path, link: Any, audit: AuditWatch) -> None:
+    def __init__(self, place: SiteHome, link: Any, audit: AuditWatch) -> None:
         """``link`` has ``last_contact`` and ``clock``, as ``Link`` does."""
-        self._certificate, self._link, self._audit = certificate, link, audit
+        self._place, self._link, self._audit = place, link, audit
 
     def collect(self) -> Iterator[Metric]:
         """All of it."""
@@ -94,7 +96,11 @@ class Machine(Collector):
             told = "When the server last answered"
             yield _gauge("server_last_contact_timestamp_seconds", told, self._link.last_contact)
             yield _gauge("clock_ahead_seconds", "This machine's clock against the server's", self._link.clock.ahead)
-        ends = x509.load_pem_x509_certificate(self._certificate.read_bytes()).not_valid_after_utc.timestamp()
+        disk = shutil.disk_usage(self._place.state)
+        yield _gauge("storage_free_bytes", "Free on the disk of this site's state", disk.free)
+        yield _gauge("storage_size_bytes", "Size of that disk", disk.total)
+        certificate = self._place.keys / "site.crt"
+        ends = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp()
         yield _gauge("certificate_expiry_timestamp_seconds", "When this site's certificate ends", ends)
         yield from self._audit.families("nexus_client")
 

@@ -122,6 +122,24 @@ MISSING = [
         steps={None: GREEN, 900: ORANGE, DAY: RED},
     ),
     Panel(
+        "How long has a plan waited for approvals?",
+        "Time since the plan was proposed that has waited longest. `nexus-server plan status` names the sites that "
+        "have not approved it; after a week: alert NexusPlanWaits.",
+        "dtdurations",
+        {"": "time() - nexus_server_plan_waiting_since_timestamp_seconds{@}"},
+        kind="figures",
+        empty="no plan waits",
+        steps={None: GREEN, 2 * DAY: ORANGE, 7 * DAY: RED},
+    ),
+    Panel(
+        "How many approvals does it lack?",
+        "Sites whose people have not approved that plan yet.",
+        "none",
+        {"": "nexus_server_plan_approvals_missing{@}"},
+        kind="figures",
+        empty="no plan waits",
+    ),
+    Panel(
         "When did the server do what?",
         "The phases of the run. A long waiting means that too few sites are ready; nothing is lost by it.",
         "none",

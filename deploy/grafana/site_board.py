@@ -134,6 +134,16 @@ COSTS = [
         width=6,
     ),
     Panel(
+        "Is there room on the disk of the state folder?",
+        "Free space of the disk that holds the cache of frozen states, the search index and the audit log. Without any "
+        "the agent refuses rounds: alert NexusSiteDiskLow.",
+        "percentunit",
+        {"{{site}}": "nexus_client_storage_free_bytes{@} / nexus_client_storage_size_bytes{@}"},
+        width=6,
+        steps={None: RED, 0.05: ORANGE, 0.1: GREEN},
+        most=1,
+    ),
+    Panel(
         "How warm is the machine?",
         "Thermal zones of Linux, by the driver's name.",
         "celsius",

@@ -26,9 +26,10 @@ class Plans(Database):
     def proposals(self) -> list[Proposal]:
         """Plans that have become no run yet, oldest first."""
         rows = self.rows(
-            "SELECT plan, wanted FROM plans WHERE name NOT IN (SELECT name FROM runs) ORDER BY proposed, rowid"
+            "SELECT plan, wanted, proposed FROM plans WHERE name NOT IN (SELECT name FROM runs) "
+            "ORDER BY proposed, rowid"
         )
-        return [Proposal(Plan.model_validate_json(row["plan"]), bool(row["wanted"])) for row in rows]
+        return [Proposal(Plan.model_validate_json(row["plan"]), bool(row["wanted"]), row["proposed"]) for row in rows]
 
     def renew_plans(self) -> tuple[list[str], list[str]]:
         """Give proposals that another release wrote the text, and so the hash, that they have in this one; their names.

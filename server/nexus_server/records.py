@@ -57,6 +57,7 @@ class Proposal:
 
     plan: Plan
     wanted: bool
+    at: float  # when it was proposed
 
 
 @dataclass(frozen=True)

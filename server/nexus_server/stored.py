@@ -58,7 +58,9 @@ class Stored(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All of it; what does not exist is left out, never 0, and so is what cannot be read, on a full disk say."""
-        yield from self._parts(self._rounds, self._phases, self._models, self._sites, self._storage, self._audited)
+        yield from self._parts(
+            self._rounds, self._phases, self._plans, self._models, self._sites, self._storage, self._audited
+        )
 
     def _parts(self, *parts: Callable[[], Iterator[Metric]]) -> Iterator[Metric]:
         for part in parts:
@@ -88,6 +90,18 @@ class Stored(Collector):
         yield self._one("round_in_progress", told, phase.name in STEPS)
         told = "What the server does, and since when"
         yield self._by(GaugeMetricFamily, "phase_since_timestamp_seconds", told, "phase", {phase.name: phase.since})
+
+    def _plans(self) -> Iterator[Metric]:
+        waiting = [
+            (one.at, len(lacking))
+            for one in self._registry.proposals()
+            if (lacking := self._conductor.approvals.lacking(one.plan))
+        ]
+        if waiting:
+            since, count = min(waiting)
+            told = "When the plan was proposed that has waited longest for sites to approve it"
+            yield self._one("plan_waiting_since_timestamp_seconds", told, since)
+            yield self._one("plan_approvals_missing", "Sites whose approval it still needs", count)
 
     def _models(self) -> Iterator[Metric]:
         run = self._registry.active_run() or self._registry.last_run()

@@ -70,6 +70,8 @@ SCORE, SCORE_IN_USE = (
 )
 REFUSED, PAUSED = (of_server("refusals_total", code=code) for code in ("malformed", "paused"))
 SITE_REFUSED, SITE_PAUSED = (of_site("refusals_total", code=code) for code in ("unknown-base-model", "paused"))
+SITE_FREE, SITE_SIZE = (of_site(f"storage_{kind}_bytes") for kind in ("free", "size"))
+PROPOSED = of_server("plan_waiting_since_timestamp_seconds", **PROJECT)
 FREE, SIZE = (of_server(f"storage_{kind}_bytes", volume="state") for kind in ("free", "size"))
 FAILED, COMMITTED = (of_server("rounds_total", **PROJECT, outcome=outcome) for outcome in ("failed", "committed"))
 CONTACT, AHEAD = of_site("server_last_contact_timestamp_seconds"), of_site("clock_ahead_seconds")
@@ -110,6 +112,17 @@ OF_SERVER: Final[dict[str, list[Fires | Not]]] = {
         Not("heard of a quarter of an hour ago", 15, {SEEN: "0x60"}),
         Not("a run waits for it", 60, {SEEN: "0x60", WAITING: "600x60"}),
         Not("a restored server waits for it", 60, {SEEN: "0x60", RECALLING: "600x60"}),
+    ],
+    "NexusPlanWaits": [
+        Fires(
+            "for eight days",
+            8 * 24 * 60,
+            {PROPOSED: "0x12000"},
+            "a plan has waited 8d 0h 0m 0s for sites to approve it",
+            SERVER | PROJECT,
+        ),
+        Not("for six days", 6 * 24 * 60, {PROPOSED: "0x12000"}),
+        Not("it was approved after six", 8 * 24 * 60, {PROPOSED: "0x8640 stale"}),
     ],
     "NexusRunWaits": [
         *[
@@ -298,6 +311,17 @@ OF_SITE: Final[dict[str, list[Fires | Not]]] = {
             SITE,
         ),
         Not("in 4 days", 61, {SITE_CERTIFICATE: f"{4 * DAY}x90"}),
+    ],
+    "NexusSiteDiskLow": [
+        Fires(
+            "a fortieth is free",
+            16,
+            {SITE_FREE: "1x30", SITE_SIZE: "40x30"},
+            "2.5% of the disk under the state of hospital-a is free",
+            SITE,
+        ),
+        Not("a tenth is free", 16, {SITE_FREE: "1x30", SITE_SIZE: "10x30"}),
+        Not("it was full for ten minutes", 16, {SITE_FREE: "0x10 4x30", SITE_SIZE: "40x40"}),
     ],
     "NexusSiteAuditChainBroken": [
         Fires("a line was changed", 7, {SITE_VALID: "1x5 0x10"}, "the audit log of hospital-a is not whole", SITE),

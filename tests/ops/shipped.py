@@ -16,7 +16,7 @@ METRIC = re.compile(r"\bnexus_(?:server|client)_\w+")  # not what rules record: 
 NOT_YET = {"nexus_server_privacy_epsilon_spent"}
 """What a panel asks for, and this release does not expose: without training with differential privacy there is none."""
 
-HERE = {'{phase="opening"}': '{phase="training"}'}
+HERE = {'{phase="opening"}': '{phase="waiting"}'}
 """A phase that a federation that is well is not seen in, and one that it is."""
 
 

@@ -14,7 +14,7 @@ from tests.processes.metrics_table import rows
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]  # the first test waits for the federation's rounds
 PATIENCE = 240.0
 SITES = ("bank-a", "hospital-a", "hospital-b")
-QUICK = {"local": {"steps": 20, "batch_rows": 8}, "adapter": {"salience": False}}
+QUICK = {"local": {"steps": 100, "batch_rows": 8}, "adapter": {"salience": False}}
 QUERIES = [pytest.param(query.text, id=query.place) for query in (*asked(), *measured())]
 
 
@@ -26,7 +26,7 @@ def federation() -> Iterator[Federation]:
 
 @pytest.fixture(scope="module")
 def watched(federation: Federation) -> Iterator[Scraper]:
-    """Three rounds that go well, then a run that every site refuses, so that the server waits."""
+    """Three rounds that go well, long enough to be seen training, then a run that every site refuses, so that the server waits."""
     program = tool("prometheus", "prometheus")
     federation.found(*SITES)
     ports = dict(federation.metrics_ports)
