@@ -36,6 +36,7 @@ from nexus_server.registry import Registry
 from nexus_server.settings import ServerSettingsFile
 
 log = logging.getLogger(__name__)
+RESERVED: Final = "server"  # /var/lib/nexus/server is this program's own
 INVITE_DAYS: Final = 7
 _DONE: Final = {JOIN: "enrolled", RENEW: "certificate renewed", REPLACE: "keys replaced"}
 
@@ -62,9 +63,9 @@ class Enrolment:
 
         ``controller`` and ``contact`` answer for the site's data in plans.
         """
-        if not re.fullmatch(SITE_PATTERN, site):
-            raise NexusError(f"{site!r} cannot be a site's name: 1 to 63 of a-z, 0-9 and inner hyphens")
         enrolled = site in {row.name for row in self.registry.sites()}
+        if not re.fullmatch(SITE_PATTERN, site) or (site == RESERVED and not enrolled):
+            raise NexusError(f"{site!r} cannot be a site's name: 1 to 63 of a-z, 0-9 and inner hyphens, not {RESERVED!r}")
         if enrolled and kind == JOIN:
             raise NexusError(
                 f"{site} is already enrolled: `invite {site} --renew` where its certificate ran out, `--replace` where "

@@ -226,7 +226,7 @@ def test_keys_of_another_site_are_refused(enrolment: Enrolment) -> None:
     assert enrolment.enrol(again).refused == "key-in-use"
 
 
-@pytest.mark.parametrize("site", ["", "Hospital", "../x", "a b", "-a", "a" * 64, "a\n"])
+@pytest.mark.parametrize("site", ["", "Hospital", "../x", "a b", "-a", "a" * 64, "a\n", "server"])
 def test_a_name_that_is_none_gets_no_invitation(enrolment: Enrolment, site: str) -> None:
     with pytest.raises(NexusError, match="cannot be a site's name"):
         enrolment.invite(site)
