@@ -65,7 +65,7 @@ class Enrolment:
         """
         enrolled = site in {row.name for row in self.registry.sites()}
         if not re.fullmatch(SITE_PATTERN, site) or (site == RESERVED and not enrolled):
-            raise NexusError(f"{site!r} cannot be a site's name: 1 to 63 of a-z, 0-9 and inner hyphens, not {RESERVED!r}")
+            raise NexusError(f"{site!r} cannot be a site's name: up to 63 of a-z, 0-9, inner hyphens, not {RESERVED!r}")
         if enrolled and kind == JOIN:
             raise NexusError(
                 f"{site} is already enrolled: `invite {site} --renew` where its certificate ran out, `--replace` where "

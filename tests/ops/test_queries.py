@@ -26,7 +26,7 @@ def federation() -> Iterator[Federation]:
 
 @pytest.fixture(scope="module")
 def watched(federation: Federation) -> Iterator[Scraper]:
-    """Three rounds that go well, long enough to be seen training, then a run that every site refuses, so that the server waits."""
+    """Three rounds that go well, in which training is seen, then a run that every site refuses: the server waits."""
     program = tool("prometheus", "prometheus")
     federation.found(*SITES)
     ports = dict(federation.metrics_ports)
