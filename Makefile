@@ -19,7 +19,7 @@ torch = $(1) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torc
 PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
-.PHONY: demo test test-ops lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-choice bench-serve \
+.PHONY: demo test test-ops lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-search bench-choice bench-serve \
         bench-speed bench-million bench-metrics chaos fuzz lock bundle dashboards screenshots licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
@@ -67,6 +67,9 @@ bench-sim: $(VENV)/.dev
 
 bench-dendrites: $(VENV)/.dev
 	nice $(RUN) -m tests.bench.dendrites
+
+bench-search: $(VENV)/.dev
+	nice $(RUN) -m tests.bench.search
 
 bench-choice: $(VENV)/.dev
 	nice $(RUN) -m tests.bench.choice

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from tests.bench import search_report
 from tests.bench.dendrite_arms import ARMS
 from tests.bench.dendrite_data import SETS, loaded
 from tests.bench.dendrite_figures import Found, Result, at, difference, fallen, general, last_round, shown
@@ -104,6 +105,7 @@ def report(found: Found) -> str:
         checks(found),
         "## The arms",
         "\n".join(f"- **{arm.name}**: {arm.why}." for arm in ARMS.values()),
+        search_report.tables(),
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
