@@ -108,7 +108,7 @@ def bench(base: Path, graphs: Path, name: str, model: Path | None, threads: int,
 @contextmanager
 def _child(arguments: list[str], threads: int) -> Iterator[Any]:
     environment = os.environ | {"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "nexus_client.board_bench", *arguments]
+    command = [sys.executable, "-P", "-m", "nexus_client.board_bench", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         yield process.stdout
 

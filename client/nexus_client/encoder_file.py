@@ -34,7 +34,7 @@ def encoder_file(base: Path, folder: Path, precision: Precision) -> Path:
         return wanted
     # torch's memory goes with the process
     done = subprocess.run(
-        [sys.executable, "-m", "nexus_client.encoder_file", str(base), str(folder)],
+        [sys.executable, "-P", "-m", "nexus_client.encoder_file", str(base), str(folder)],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 LOOKS_EVERY_SECONDS: Final = 10.0
 TRIES_AGAIN_SECONDS: Final = 60.0
 NICE: Final = 10
-PROGRAM: Final = (sys.executable, "-c", "import sys; from nexus_client.cli import main; sys.exit(main())")
+PROGRAM: Final = (sys.executable, "-P", "-c", "import sys; from nexus_client.cli import main; sys.exit(main())")
 
 
 class IndexUpdates:
