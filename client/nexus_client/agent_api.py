@@ -12,6 +12,7 @@ class StatusReport(Body):
     """Agent, model in use, last round, what waits for a person.
 
     ``version`` came last; ``why`` is the model in use ``in_use``, and ``refused`` why the last version is not.
+    ``served`` is what clients of ``serve`` get who ask for ``nexus``, None while nobody has.
     """
 
     site: str
@@ -28,6 +29,7 @@ class StatusReport(Body):
     adapter: str | None = None
     version_at: float | None = None
     in_use: str = "base"
+    served: str | None = None
     pinned: bool = False
     why: str = ""
     refused: str | None = None

@@ -222,6 +222,10 @@ def _status_text(report: api.StatusReport, place: SiteHome) -> str:
         )
     how = "pinned" if report.pinned else "chosen"
     lines.append(f"in use: {report.in_use} ({how}: {report.why})")
+    if report.served not in (None, report.in_use):
+        lines.append(
+            f"nexus, which clients of `serve` ask for: {report.served}, until a person says otherwise (`{call} use`)"
+        )
     if report.refused:
         lines.append(f"not taken: {report.refused}")
     lines.append(f"plan: {report.approved} is approved" if report.approved else "plan: none is approved")

@@ -8,7 +8,6 @@ import typer
 from nexus_common.account import act_as_owner
 from nexus_common.base_model import base_hash
 from nexus_common.cli import options, show, table
-from nexus_common.errors import NexusError
 from rich.console import Console
 
 from nexus_client.site import SiteHome, default_base
@@ -41,14 +40,11 @@ def _bench(
         with Console(stderr=True).status("measuring (the encoder's graph is made first, once: about 20 s) ..."):
             return bench(base, graphs, name, model, threads or cores, seconds)
 
-    try:
-        place = SiteHome.find(given.home, given.site)
-    except NexusError:
-        if given.site is not None:
-            raise
+    if given.site is None and not SiteHome.there(given.home):
         with tempfile.TemporaryDirectory() as folder:
             report = measured(default_base(), Path(folder), BASE, None, 2)
     else:
+        place = SiteHome.find(given.home, given.site)
         act_as_owner(place.state)
         settings, shelf = place.settings(), Shelf(place)
         name = shelf.models.in_use

@@ -31,10 +31,20 @@ def _use(
     shelf = Shelf(place)
     name = None if model == AUTO else shelf.resolve(model)
     Consent(place).audit.append("use", model=name or AUTO, by=by)
+    before = shelf.models.served
     shelf.pin(name)
     models = shelf.models
     told = f"search and serve stay on {name}" if name else f"search follows the hold-out, which chooses {models.chosen}"
     held = models.named(models.in_use)
     judged = f"\n{held.name}: {held.reason}" if held and held.reason else ""
-    facts = {"site": place.site, "in_use": models.in_use, "pinned": name is not None, "why": models.reason}
+    told += f"; nexus, which clients of `serve` ask for, means {models.served}"
+    if before not in (None, models.served):
+        told += f" (before: {before}, and vectors made with that do not fit)"
+    facts = {
+        "site": place.site,
+        "in_use": models.in_use,
+        "served": models.served,
+        "pinned": name is not None,
+        "why": models.reason,
+    }
     show(context, facts, f"{told}{judged}")

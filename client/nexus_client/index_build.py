@@ -5,40 +5,37 @@ One process builds at a time.  Each batch of vectors is durable when it is encod
 """
 
 import fcntl
-import hashlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from nexus_common.base_model import base_hash
-from nexus_common.disk import sync_folder, write_durably
 from nexus_common.errors import NexusError
-from nexus_common.layout import WIDTH
 
-from nexus_client.corpus import Passage, passages_of
+from nexus_client.cache import NotCached
+from nexus_client.corpus import Passage, passages_of, stamp
 from nexus_client.data import read_rows
 from nexus_client.encoder_file import encoder_file
-from nexus_client.index import Generation, Manifest, current_name, line_of, mapped, norms_of, open_current, projections
-from nexus_client.index_files import write_array, write_file
+from nexus_client.index import Manifest, current_name, open_current
+from nexus_client.index_generation import Contents, generations, write_generation
 from nexus_client.index_needs import needed
 from nexus_client.light import LightEncoder
 from nexus_client.light_adapter import PLAIN, LightAdapter, head_of, pooled
 from nexus_client.light_models import light_model
-from nexus_client.scan import SCANNED_ROWS, sketch_of
+from nexus_client.model_list import BASE
 from nexus_client.shelf import Shelf
 from nexus_client.site import SiteHome, SiteSettings
 from nexus_client.vectors import Progress, Vectors
 
 ENCODED_AT_ONCE: Final = 1024  # texts whose word pieces are in memory together
 KEPT_AT_ONCE: Final = 16  # texts whose vectors become durable together
-COPIED_AT_ONCE: Final = 8192
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,10 @@ class Built:
     left_out: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     changed: bool = True
+
+
+class _TextHasChanged(Exception):
+    """While it was encoded."""
 
 
 class IndexBuild:
@@ -111,14 +112,21 @@ class IndexBuild:
 
     def run(self, progress: Progress = lambda *_: None) -> Built:
         """Build what is due."""
-        began = time.monotonic()
+        began, shelf = time.monotonic(), Shelf(self.place)
         if not self.due:
             return Built(len(self.old or ()), 0, 0, 0, 0, tuple(sorted(self._made.models)) if self._made else (),
                          changed=False)  # fmt: skip
         before = self.old.texts if self.old else set[str]()
-        cut, texts = self._encode(progress), {passage.text for passage in self.passages}
+        shelf.indexing([self.needed.in_use, *([self._made.in_use] if self._made else [])])
+        self.drop_gone()
+        try:
+            cut = self._encode(progress)
+        except _TextHasChanged:
+            return self._begun_anew(progress)
+        texts = {passage.text for passage in self.passages}
         self.vectors.keep_only(self._heads, texts)  # before the pointer: a build that is killed here is still due
-        self._write_generation()
+        write_generation(self.folder, self._whole, self.vectors, self.old)
+        shelf.indexing([self.needed.in_use])
         self.sweep()
         return Built(
             len(texts), len(texts - before), len(before - texts), len(self.missing), cut, tuple(self.models),
@@ -130,6 +138,41 @@ class IndexBuild:
         if "vectors" in self.__dict__:
             self.vectors.close()
 
+    def drop_gone(self) -> None:
+        """Text that has left the files leaves the answers at once, not when all that is new is encoded.
+
+        But where most of the text was replaced, search would find nothing meanwhile: the old index answers until then.
+        """
+        if self.old is None or self._made is None or not self.missing:
+            return
+        there, known = {passage.text for passage in self.passages}, self.old.texts
+        same_encoder = (self._made.base, self._made.precision) == (self.base, self.settings.precision)
+        left = [passage for passage in self.passages if passage.text in known]
+        replaced = len(left) < len(self.passages) and 2 * len(left) < len(self.old)
+        if known <= there or replaced or not same_encoder:
+            return
+        shelf, models = Shelf(self.place), dict[str, LightAdapter | None]()
+        for name, digest in self._made.digests.items():
+            if shelf.models.digest(name) == digest:
+                with suppress(NexusError):  # a file that cannot be read any more: it goes as well
+                    models[name] = light_model(shelf, name, self.base)
+        if BASE not in models:
+            return
+        with suppress(NotCached):  # a build was killed that had them out of the store: all is made anew
+            contents = Contents(left, models, self._made.model_copy(update={"stamp": ""}))
+            write_generation(self.folder, contents, self.vectors, self.old)
+            self.old = open_current(self.folder)
+            self._made = self.old.manifest if self.old else None
+
+    def _begun_anew(self, progress: Progress) -> Built:
+        """What was encoded is kept."""
+        self.close()
+        again = IndexBuild(self.place, self.needed.asked)
+        try:
+            return again.run(progress)
+        finally:
+            again.close()
+
     def _encode(self, progress: Progress) -> int:
         """Encode what is missing, the same pass for all heads; how many texts were cut."""
         if not self.missing:
@@ -138,6 +181,8 @@ class IndexBuild:
         encoder = LightEncoder(graph, self.settings.base_folder, self.settings.cpu_threads)
         states, cut = set(self._heads) != {PLAIN}, 0
         for at in range(0, len(self.missing), ENCODED_AT_ONCE):
+            if at and stamp(self.settings.data, self.place.settings_folder) != self.needed.stamp:
+                raise _TextHasChanged
             some = self.missing[at : at + ENCODED_AT_ONCE]
             pieces = encoder.pieces(some)
             cut += sum(pieces.cut)
@@ -149,79 +194,22 @@ class IndexBuild:
                 progress(at + last, len(self.missing))
         return cut
 
-    def _write_generation(self) -> None:
-        """All files, then the pointer."""
-        newest = max((int(one.name) for one in self._generations()), default=0)
-        number = max(1 + newest, time.time_ns() // 1_000_000)  # a name is never used again, also where all were deleted
-        folder = self.folder / f"{number:08}"
-        folder.mkdir(mode=0o700)
-        named, lengths = hashlib.sha256(), [0]
-        for passage in self.passages:
-            named.update(line := line_of(passage))
-            lengths.append(len(line))
-        made = (self.base, self.settings.precision, named.hexdigest())
-        same = self.old if self._made and made == (self._made.base, self._made.precision, self._made.passages) else None
-        offsets = np.cumsum(lengths, dtype=np.int64)
-        write_file(folder / "passages.jsonl", map(line_of, self.passages))
-        write_array(folder / "offsets.npy", offsets.shape, offsets.dtype, [offsets])
-        self._write_heads(folder, same)
+    @property
+    def _whole(self) -> Contents:
+        """All that the index has to be up to."""
+        models = {name: self.models[name] for name in self.models}
         manifest = Manifest(
-            base=self.base, precision=self.settings.precision, stamp=self.needed.stamp, passages=named.hexdigest(),
-            rows=len(self.passages), models={name: head_of(one) for name, one in self.models.items()},
-            digests={name: self.needed.models[name] for name in self.models}, left_out=self._left_out,
+            base=self.base, precision=self.settings.precision, stamp=self.needed.stamp, passages="", rows=0, models={},
+            digests={name: self.needed.models[name] for name in models}, left_out=self._left_out,
             marks={name: self.needed.marks[name] for name in self._left_out}, in_use=self.needed.in_use,
-            asked=tuple(sorted(self.needed.asked)), at=time.time(),
+            asked=tuple(sorted(self.needed.asked)), at=0.0,
         )  # fmt: skip
-        write_file(folder / "manifest.json", [manifest.model_dump_json().encode()])
-        sync_folder(folder)
-        sync_folder(self.folder)
-        write_durably(self.folder / "CURRENT", folder.name.encode())
-
-    def _write_heads(self, folder: Path, same: Generation | None) -> None:
-        """Vectors of each head and what each model needs; of a generation with the same passages they are linked."""
-        texts, count = [passage.text for passage in self.passages], len(self.passages)
-        for head in self._heads:
-            parts = (self.vectors.of(head, texts[at : at + COPIED_AT_ONCE]) for at in range(0, count, COPIED_AT_ONCE))
-            self._write_rows(folder, f"head-{head}", parts, same)
-        for name, adapter in self.models.items():
-            if adapter is None:
-                continue
-            vectors = mapped(folder / f"head-{adapter.head}.npy")
-            kept = same if same and same.manifest.digests.get(name) == self.needed.models[name] else None
-            if not adapter.linear:
-                self._write_rows(folder, f"model-{name}", projections(adapter, vectors), kept)
-            elif not self._linked(folder, f"norms-{name}.npy", kept):
-                norms = norms_of(adapter, vectors)
-                write_array(folder / f"norms-{name}.npy", norms.shape, norms.dtype, [norms])
-
-    def _write_rows(self, folder: Path, name: str, parts: Iterable[Any], same: Generation | None) -> None:
-        count = len(self.passages)
-        if not self._linked(folder, f"{name}.npy", same):
-            write_array(folder / f"{name}.npy", (count, WIDTH), np.dtype(np.float16), parts)
-        if count > SCANNED_ROWS and not self._linked(folder, f"{name}.sketch.npy", same):
-            vectors = mapped(folder / f"{name}.npy")
-            sketch = np.empty((WIDTH // 64, count), np.uint64)
-            for at in range(0, count, COPIED_AT_ONCE):
-                sketch[:, at : at + COPIED_AT_ONCE] = sketch_of(vectors[at : at + COPIED_AT_ONCE])
-            write_array(folder / f"{name}.sketch.npy", sketch.shape, sketch.dtype, [sketch])
-
-    def _linked(self, folder: Path, name: str, same: Generation | None) -> bool:
-        old = self.folder / same.name / name if same else None
-        if old is None or not old.exists():
-            return False
-        try:
-            os.link(old, folder / name)
-        except OSError:  # a file system without links
-            return False
-        return True
-
-    def _generations(self) -> list[Path]:
-        return [one for one in self.folder.iterdir() if one.is_dir() and one.name.isdigit()]
+        return Contents(self.passages, models, manifest)
 
     def sweep(self) -> None:
         """Older generations go, what was left of unfinished ones, and vectors of other encoders."""
         current, store = current_name(self.folder), f"{self.base[:16]}-{self.settings.precision}"
-        old = [one for one in self._generations() if one.name != current]
+        old = [one for one in generations(self.folder) if one.name != current]
         old += [one for one in (self.folder / "vectors").glob("*") if one.name != store]
         for one in old:
             shutil.rmtree(one)

@@ -38,6 +38,7 @@ class IndexUpdates:
             if (code := self._process.poll()) is None:
                 return
             self._end(code)
+            return  # ``made`` is the index before
         if time.monotonic() < self._next and not now:
             return
         self._next = time.monotonic() + LOOKS_EVERY_SECONDS

@@ -9,6 +9,7 @@ from typing import Final, Literal
 from nexus_common.config import Settings
 from nexus_common.errors import NexusError
 from nexus_common.plan import Plan
+from pydantic import Field, field_validator
 
 Kind = Literal["alone", "federated", "personal"]
 KINDS: Final[tuple[Kind, ...]] = ("alone", "federated", "personal")
@@ -47,8 +48,9 @@ class Held(Settings):
 
 class Models(Settings):
     """``models.json``.  ``chosen``: what the hold-out likes best; ``pinned``: what a person wants in its place;
-    ``served``: what ``nexus`` means to clients, which changes only when a person says so; ``gone``: held before;
-    ``withdrawn``: digests of versions that the server says are out of use.
+    ``served``: what ``nexus`` means to clients, which changes only when a person says so; ``indexed``: what search
+    answers from, and what the index is being made for; ``gone``: names held before, with the digest of each, empty
+    where that is not known; ``withdrawn``: digests of versions that the server says are out of use.
     ``why`` was it chosen, and ``chosen_for`` names the rows, version and policy of the last comparison.
     """
 
@@ -58,8 +60,15 @@ class Models(Settings):
     chosen_for: str = ""
     pinned: str | None = None
     served: str | None = None
-    gone: tuple[str, ...] = ()
+    indexed: tuple[str, ...] = ()
+    gone: dict[str, str] = Field(default_factory=dict)
     withdrawn: tuple[str, ...] = ()
+
+    @field_validator("gone", mode="before")
+    @classmethod
+    def _without_digests(cls, gone: object) -> object:
+        """Older lists have names alone."""
+        return dict.fromkeys(gone, "") if isinstance(gone, list | tuple) else gone
 
     @property
     def in_use(self) -> str:
@@ -120,8 +129,10 @@ class Models(Settings):
         held = [*(one for one in self.held if one.name != new.name), new]
         of_kind = [one.name for one in held if one.kind == new.kind]
         accepted = [one.name for one in held if one.kind == new.kind and one.accepted]
-        used = {self.chosen, self.pinned, self.served, *accepted[-1:]}
-        return self.model_copy(update={"held": tuple(held)})._without(set(of_kind[:-KEPT]) - used)
+        used = {self.chosen, self.pinned, self.served, *self.indexed, *accepted[-1:]}
+        gone = {name: digest for name, digest in self.gone.items() if name != new.name}
+        with_it = self.model_copy(update={"held": tuple(held), "gone": gone})
+        return with_it._without(set(of_kind[:-KEPT]) - used)
 
     def accepting(self, name: str, reason: str) -> "Models":
         """With a held model that counts as accepted."""
@@ -166,10 +177,10 @@ class Models(Settings):
 
         What ``nexus`` means does not: clients hear that it is gone, until a person says what it means from now on.
         """
-        held = {one.name for one in self.held}
+        gone = self.gone | {name: self.digest(name) for name in sorted(names)}
         changes: dict[str, object] = {
             "held": tuple(one for one in self.held if one.name not in names),
-            "gone": (*(name for name in self.gone if name not in names | held), *sorted(names))[-REMEMBERED:],
+            "gone": dict(list(gone.items())[-REMEMBERED:]),
         }
         if self.chosen in names:
             changes["chosen"] = BASE

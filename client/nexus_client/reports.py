@@ -73,6 +73,7 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
     judge_newest(workspace, consent)
     max_loss = consent.policy.max_loss
     of_kind = choose(workspace, max_loss)
+    judged_version = of_kind.get("federated")
     adapters: dict[str, tuple[Layout, Vector]] = {
         kind: (of_kind[kind].layout, of_kind[kind].vector) for kind in KINDS if kind in of_kind
     }
@@ -91,8 +92,8 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
     report = EvaluateReport(
         site=workspace.place.site,
         rows=workspace.rows.count,
-        run=federated.plan.name if federated else None,
-        version=federated.number if federated else None,
+        run=judged_version.plan.name if judged_version else None,
+        version=judged_version.number if judged_version else None,
         in_use=models.in_use,
         pinned=models.pinned is not None,
         why=models.reason,

@@ -91,6 +91,7 @@ def _update(place: SiteHome, progress: Callable[[int], Progress]) -> str | None:
             if not build.due:
                 return None
             if (count := len(build.missing)) > LITTLE and build.old is not None:
+                build.drop_gone()
                 return f"{count} texts are not in the index yet: `nexus-client index` encodes them"
             build.run(progress(count))
             return None

@@ -76,11 +76,12 @@ class Service:
         now = True
         while True:
             try:
+                now = await asyncio.to_thread(self._snapshots.refresh) or now
+                self._count(self._snapshots.current)
                 generation = self._snapshots.current.generation
                 made = generation.manifest if generation else None
                 await asyncio.to_thread(self._updates.look, made, now=now)
-                now = await asyncio.to_thread(self._snapshots.refresh)
-                self._count(self._snapshots.current)
+                now = False
             except Exception:
                 log.exception("looking for new models met a fault")  # and what is there goes on answering
             await asyncio.sleep(WATCHES_EVERY_SECONDS)

@@ -7,7 +7,7 @@ under a client.  Model files are written before the list that names them, so a c
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -92,7 +92,8 @@ class Shelf:
         plan = adapter.recipe if isinstance(adapter.recipe, Plan) and kind != "alone" else None
         with self._alone():
             models = self.models
-            if kind == "federated" and (name in models.gone or models.digest(name) not in ("", digest)):
+            known = models.digest(name) or models.gone.get(name, digest)
+            if kind == "federated" and known != digest:
                 name = f"{name}-{digest[:8]}"  # of a server that was made again, or of one that lies
             held = Held(
                 name=name, kind=kind, digest=digest, number=adapter.number, run=plan.name if plan else None,
@@ -132,6 +133,13 @@ class Shelf:
         with self._alone():
             self._write(lambda old: old.model_copy(update={"served": old.served or old.in_use}))
         return self.models.served or BASE
+
+    def indexing(self, names: Iterable[str]) -> None:
+        """What search answers from, and what the index is being made for: they stay for as long."""
+        indexed = tuple(sorted(set(names) - {BASE}))
+        if indexed != self.models.indexed:
+            with self._alone():
+                self._write(lambda old: old.model_copy(update={"indexed": indexed}))
 
     def call_back(self, plan: Plan, above: int) -> None:
         """Take versions of a plan beyond one out of use, and what was made of them: the server has withdrawn them."""

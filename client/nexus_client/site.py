@@ -92,10 +92,15 @@ class SiteHome:
         return cls(site, ETC / site, VAR / site) if home is None else cls(site, home / site, home / site / "state")
 
     @classmethod
+    def there(cls, home: Path | None) -> list[str]:
+        """Names of the sites that are set up."""
+        root = home or ETC
+        return sorted(path.parent.name for path in root.glob("*/site.toml")) if root.is_dir() else []
+
+    @classmethod
     def find(cls, home: Path | None, site: str | None) -> "SiteHome":
         """The named site, or the only one there is; NexusError where it is not there or must be named."""
-        root = home or ETC
-        there = sorted(path.parent.name for path in root.glob("*/site.toml")) if root.is_dir() else []
+        root, there = home or ETC, cls.there(home)
         if site is None and len(there) == 1:
             site = there[0]
         if site is None or site not in there:
@@ -182,6 +187,8 @@ class SiteHome:
     def settings(self) -> SiteSettings:
         """Read and check ``site.toml``."""
         settings = read_toml(SiteSettings, self.settings_file, "`nexus-client join` writes it")
+        if settings.base_model:
+            settings = settings.model_copy(update={"base_model": str(self.settings_folder / settings.base_model)})
         if settings.site != self.site:
             raise NexusError(
                 f"{self.settings_file} is of site {settings.site!r}, but lies in the folder of {self.site!r}"

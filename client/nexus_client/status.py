@@ -47,6 +47,7 @@ def status(place: SiteHome) -> StatusReport:
         adapter=str(version.layout) if version else None,
         version_at=place.federated_file.stat().st_mtime if version else None,
         in_use=models.in_use,
+        served=models.served,
         pinned=models.pinned is not None,
         why=models.reason,
         refused=f"{newest.name}: {newest.reason}" if newest and not newest.accepted else None,

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from nexus_client import index_build
+from nexus_client import index_generation
 from nexus_client.cli import main
 from nexus_client.index_build import IndexBuild
 from nexus_client.vectors import Vectors
@@ -18,9 +18,9 @@ from nexus_client.vectors import Vectors
 STEPS: dict[str, tuple[Any, str]] = {
     "vectors kept": (Vectors, "put"),
     "vectors pruned": (Vectors, "keep_only"),
-    "file written": (index_build, "write_file"),
-    "array written": (index_build, "write_array"),
-    "pointer set": (index_build, "write_durably"),
+    "file written": (index_generation, "write_file"),
+    "array written": (index_generation, "write_array"),
+    "pointer set": (index_generation, "write_durably"),
     "old ones removed": (IndexBuild, "sweep"),
 }
 

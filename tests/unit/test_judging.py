@@ -284,7 +284,7 @@ def test_an_earlier_version_of_the_run_calls_later_ones_back(workspace: Workspac
     assert shelf.models.in_use == "winter-2"
     comes(workspace, 1, taught(workspace, "choose"))
     assert [held.name for held in shelf.models.held] == ["winter-1"]
-    assert (shelf.models.in_use, shelf.models.gone) == ("winter-1", ("winter-2",))
+    assert (shelf.models.in_use, list(shelf.models.gone)) == ("winter-1", ["winter-2"])
 
 
 def test_without_a_hold_out_the_base_model_stays_until_a_person_says_otherwise(

@@ -100,3 +100,37 @@ def test_status_loads_no_torch() -> None:
     """It is asked for often, on small boards."""
     code = "import sys, nexus_client.status, nexus_client.cli_use; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_version_that_comes_again_has_the_name_that_it_had(place: SiteHome) -> None:
+    shelf = Shelf(place)
+    for number in range(8, 12):
+        shelf.put(version(number), "federated", accepted=True, reason="a test's", chosen=True)
+    assert "winter-6" in shelf.models.gone
+    assert shelf.put(version(6), "federated", accepted=True, reason="rolled back to") == "winter-6"
+    assert shelf.resolve("6") == shelf.resolve("winter-6") == "winter-6"
+    other = StoredAdapter(PLAN, 5, version(12).vector, PLAN.adapter.layout)
+    assert shelf.put(other, "federated", accepted=True, reason="another's") != "winter-5"
+
+
+def test_names_of_an_older_list_may_mean_anything(place: SiteHome) -> None:
+    shelf = Shelf(place)
+    told = json.loads(shelf.file.read_text())
+    del told["indexed"]
+    shelf.file.write_text(json.dumps(told | {"gone": ["winter-3"]}))
+    assert shelf.models.gone == {"winter-3": ""}
+    assert shelf.put(version(3), "federated", accepted=True, reason="a test's") != "winter-3"
+
+
+def test_what_clients_get_is_told_where_it_is_not_what_is_in_use(
+    place: SiteHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Shelf(place).serve()
+    Shelf(place).choose("personal-" + version(7).digest[:8])
+    assert run(place, "status") == 0
+    assert "nexus, which clients of `serve` ask for: winter-5, until a person says otherwise" in capsys.readouterr().out
+    assert run(place, "use", "6") == 0
+    told = capsys.readouterr().out
+    assert "nexus, which clients of `serve` ask for, means winter-6 (before: winter-5, and vectors" in told
+    assert run(place, "status") == 0
+    assert "clients of `serve`" not in capsys.readouterr().out
