@@ -1,9 +1,9 @@
 """``nexus-client bench``: what search does on this machine, and the machine's own limit beside it.
 
-Each precision runs in a process of its own that loads what ``serve`` loads, so start and memory are a server's.  The
-limit is what the encoder's weight products alone take in float32 with numpy's BLAS, weights too large for a cache to
-keep from one text to the next: an 8-bit graph can be below it.  The texts are built in; nothing of
-the site's is read but settings and the model.
+Each precision runs in a process of its own that loads encoder and adapter as ``search`` and ``serve`` do, without a
+web server or an index: a server takes some 20 MB and a second more.  The limit is what the encoder's weight products
+alone take in float32 with numpy's BLAS, weights too large for a cache to keep from one text to the next: an 8-bit graph
+can be below it.  The texts are built in; nothing of the site's is read but settings and the model.
 """
 
 import json

@@ -14,8 +14,10 @@ from nexus_common.layout import WIDTH, Layout, Vector
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-ADAPTED, BASE = "sentence_embedding", "base_embedding"
-TOKENS, MASK = "token_embeddings", "attention_mask"
+from nexus_client.encoder_file import INPUTS, OUTPUTS
+
+ADAPTED = "sentence_embedding"
+(IDS, MASK), (TOKENS, BASE) = INPUTS, OUTPUTS
 OPERATOR: Final = {"tanh": "Tanh", "sigmoid": "Sigmoid"}
 RUN_AT_ONCE: Final = 16  # texts
 
@@ -128,7 +130,7 @@ class Runner:
 
     def run(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Token ids and mask, both [batch, tokens], to embeddings [batch, 384]."""
-        found: NDArray[np.float32] = self.session.run([ADAPTED], {"input_ids": ids, MASK: mask})[0]
+        found: NDArray[np.float32] = self.session.run([ADAPTED], {IDS: ids, MASK: mask})[0]
         return found
 
 

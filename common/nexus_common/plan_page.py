@@ -88,6 +88,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
         "helpers": f"more than {_count(helpers, 'site')} helped" if helpers else "a site helped",
         "given": "within the epsilon below" if plan.privacy else "with it",
         "places": plan.adapter.layout,
+        "search": text.SEARCH if plan.adapter.salience else "",
         "starts": text.STARTS[plan.start].format(quorum=plan.quorum),
     }
 

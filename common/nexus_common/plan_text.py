@@ -140,7 +140,7 @@ SETTINGS: Final = (
     ("training steps of a site in a round", "{steps}", "the plan"),
     ("clip norm: the largest size of an update", "{clip:g}", "the plan"),
     ("base model", "`{base}` (first 16 digits of its hash)", "the plan"),
-    ("places of the adapter", "{places}", "the plan"),
+    ("places of the adapter", "{places}{search}", "the plan"),
     ("growth of the adapter", "{growth}", "the plan"),
     ("hours of rounds", "{hours} UTC", "the plan"),
     ("a run begins when", "{starts}", "the plan"),
@@ -160,6 +160,7 @@ GROWTH: Final = (
     "at most {most} by {places}: each stays only where it beat its own control in a trial of {rounds} rounds"
 )
 NO_GROWTH: Final = "none"
+SEARCH: Final = "; for each version a site's search encodes its text again"
 STARTS: Final = {"every-site": "every site has approved", "quorum": "a quorum (here {quorum} sites) has approved"}
 TOLD: Final = (  # settings with a place of their own; all others are listed
     *("name", "purpose", "end_date", "rounds", "base_model", "min_cohort", "start", "hours_utc", "local.steps"),

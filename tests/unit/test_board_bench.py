@@ -43,3 +43,11 @@ def test_a_machine_that_has_not_joined_can_be_measured(
     assert found["model"] == "base" and found["threads"] == 1 and found["line"].startswith("nexus bench 1: ")
     assert main(["--home", str(tmp_path), "--site", "hospital-a", "bench"]) == 1
     assert "hospital-a" in capsys.readouterr().err
+
+
+def test_of_two_sites_one_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for site in ("a", "b"):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "site.toml").write_text(f'site = "{site}"\n')
+    assert main(["--home", str(tmp_path), "bench"]) == 1
+    assert "which site? --site NAME; under" in capsys.readouterr().err

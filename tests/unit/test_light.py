@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nexus_client import board_bench, index_updates
 from nexus_client.embed import default_base
 from nexus_client.encoder_file import encoder_file
 from nexus_client.light import Encoded, LightEncoder
@@ -104,3 +105,17 @@ def test_a_process_that_searches_or_serves_loads_no_torch() -> None:
     heavy = {"torch", "transformers", "sentence_transformers", "flwr", "scipy"}
     script = f"import sys, nexus_client.light_adapter; sys.exit(bool({heavy!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_child_process_takes_no_code_from_the_folder_that_a_command_is_given_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nexus_client").mkdir()
+    (tmp_path / "nexus_client" / "__init__.py").write_text(f"open({str(tmp_path / 'taken')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NexusError, match="could not be written as"):
+        encoder_file(tmp_path / "no base", tmp_path / "graphs", "fp32")
+    with board_bench._child(["nothing"], 1) as said:
+        said.read()
+    subprocess.run([*index_updates.PROGRAM, "--help"], stdout=subprocess.DEVNULL, check=True)
+    assert not (tmp_path / "taken").exists()

@@ -141,3 +141,8 @@ def test_each_site_of_a_machine_has_a_port_of_its_own_for_its_metrics(tmp_path: 
         "127.0.0.1:9465",
         "127.0.0.1:9466",
     ]
+
+
+def test_a_relative_base_model_lies_where_relative_data_does(tmp_path: Path) -> None:
+    found = settings(tmp_path, 'site = "a"\nserver = "127.0.0.1:1"\nbase_model = "models/ours"\n')
+    assert found.base_folder == tmp_path / "a" / "models" / "ours"
