@@ -56,17 +56,12 @@ class Cache:
             rows = [np.frombuffer(_found(view, POOLED, text), np.float32) for text in texts]
             return np.stack(rows) if rows else np.empty((0, WIDTH), np.float32)
 
-    def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
-        """States [n, longest, 384], zero beyond a text's end, and mask [n, longest]; every text must be there."""
+    def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+        """States of all their tokens end to end [tokens, 384], and each text's length [n]; every text must be there."""
         with self._env.begin(buffers=True) as view:
             each = [np.frombuffer(_found(view, TOKENS, text), np.float16).reshape(-1, WIDTH) for text in texts]
-            longest = max((len(states) for states in each), default=1)
-            states = np.zeros((len(each), longest, WIDTH), np.float16)
-            mask = np.zeros((len(each), longest), np.float32)
-            for i, found in enumerate(each):
-                states[i, : len(found)] = found
-                mask[i, : len(found)] = 1
-            return states, mask
+            states = np.concatenate(each) if each else np.empty((0, WIDTH), np.float16)
+            return states, np.array([len(one) for one in each], np.int64)
 
     def keep_only(self, *, pooled: Collection[str], tokens: Collection[str]) -> int:
         """Delete all entries but the pooled vectors and token states of these texts; how many were deleted."""

@@ -57,17 +57,15 @@ class Encoder:
             self.release()
 
     def token_batches(self, texts: Sequence[str]) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-        """(texts, states, mask) in small batches of similar length: from the cache, else encoded and not stored."""
+        """(texts, token states end to end, lengths) in small batches: from the cache, else encoded and not stored."""
         missing = set(self.cache.missing(TOKENS, texts))
         there = sorted((text for text in texts if text not in missing), key=len)
         for start in range(0, len(there), BATCH_TEXTS):
             batch = there[start : start + BATCH_TEXTS]
-            states, mask = self.cache.tokens(batch)
-            yield batch, torch.from_numpy(states).float(), torch.from_numpy(mask)
+            states, lengths = self.cache.tokens(batch)
+            yield batch, torch.from_numpy(states).float(), torch.from_numpy(lengths)
         for batch, each, _ in self._encode(sorted(missing)):
-            padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(s) for s in each], batch_first=True)
-            lengths = torch.tensor([len(s) for s in each])
-            yield batch, padded.float(), (torch.arange(padded.shape[1]) < lengths[:, None]).float()
+            yield batch, torch.from_numpy(np.concatenate(each)).float(), torch.tensor([len(one) for one in each])
 
     def release(self) -> None:
         """Drop the encoder's weights from memory."""
@@ -121,6 +119,6 @@ class CachedStates:
         return self._pooled[torch.from_numpy(numbers)]
 
     def tokens(self, numbers: Ids) -> tuple[Tensor, Tensor]:
-        """States [n, tokens, 384] and mask [n, tokens]."""
-        states, mask = self._cache.tokens([self._texts[number] for number in numbers])
-        return torch.from_numpy(states).float(), torch.from_numpy(mask)
+        """States end to end [all tokens, 384] and lengths [n]."""
+        states, lengths = self._cache.tokens([self._texts[number] for number in numbers])
+        return torch.from_numpy(states).float(), torch.from_numpy(lengths)

@@ -70,8 +70,8 @@ def live_vectors(base: Any, adapter: tuple[Layout, Vector] | None, texts: Sequen
         elif adapter[0].salience is None:
             out = _adapted(adapter)(pooled)
         else:
-            states = [one["token_embeddings"][one["attention_mask"].bool()][None] for one in found]
-            out = torch.cat([_adapted(adapter)(one, torch.ones(one.shape[:2])) for one in states])
+            states = [one["token_embeddings"][one["attention_mask"].bool()] for one in found]
+            out = torch.cat([_adapted(adapter)(one, torch.tensor([len(one)])) for one in states])
     vectors: Embeddings = out.numpy()
     return vectors
 

@@ -32,7 +32,7 @@ class States(Protocol):
         """[n, 384] float32, length 1."""
 
     def tokens(self, numbers: Ids) -> tuple[Tensor, Tensor]:
-        """States [n, tokens, 384] float32 and mask [n, tokens], padded to the longest."""
+        """States of all their tokens end to end [tokens, 384] float32, and each text's length [n]."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Learner:
         if self.adapter.salience is None:
             x = self.states.pooled(distinct).to(self.device)  # [distinct, 384]
         else:
-            states, mask = self.states.tokens(distinct)
-            x = self.adapter.salience.pool(states.to(self.device), mask.to(self.device))
+            states, lengths = self.states.tokens(distinct)
+            x = self.adapter.salience.pool(states.to(self.device), lengths.to(self.device))
         kept = (torch.rand(x.shape, generator=self.generator) >= self.dropout).to(self.device) / (1 - self.dropout)
         y = x + self.adapter.projection.layer(kept * x) - kept * x
         return torch.nn.functional.normalize(y, dim=-1)[torch.from_numpy(back).to(self.device)]

@@ -158,12 +158,12 @@ class Workspace:
         with self._lock, torch.inference_mode():
             try:
                 done = 0
-                for batch, states, mask in self.encoder.token_batches(texts) if pooling else ():
+                for batch, states, lengths in self.encoder.token_batches(texts) if pooling else ():
                     progress(done, len(texts))
                     done += len(batch)
                     rows = [place[text] for text in batch]
                     for i in pooling:
-                        out[i][rows] = models[i](states.to(device), mask.to(device)).cpu().numpy()
+                        out[i][rows] = models[i](states.to(device), lengths.to(device)).cpu().numpy()
             finally:
                 self.encoder.release()
             if projecting:

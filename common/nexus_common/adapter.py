@@ -131,20 +131,31 @@ class StoredModule(nn.Module):
         return WIDTH
 
 
+def unpadded(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """States [n, longest, 384] with mask [n, longest], as what is not padding [tokens, 384] and lengths [n]."""
+    return states[mask.bool()], mask.sum(dim=1).long()
+
+
 class SaliencePooling(StoredModule):
     """Pool token states by g_t = sigmoid(v . h_t + dendrites) instead of by their mean; at birth it is the mean."""
 
     def __init__(self, dendrites: int = 0, activation: Activation = "tanh", layer: LayerMaker = DendriticLayer) -> None:
         super().__init__(activation, layer(1, dendrites, activation, bias=False))
 
-    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """x = sum_t g_t h_t / |...|: states [batch, tokens, 384], mask [batch, tokens] -> [batch, 384]."""
-        gate = torch.sigmoid(self.layer(states)).squeeze(-1) * mask.to(states.dtype)  # [batch, tokens]
-        return nn.functional.normalize(torch.einsum("bt,btw->bw", gate, states), dim=-1)
+    def pool(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """x = sum_t g_t h_t / |...|: states of all texts' tokens end to end [tokens, 384], lengths [n] -> [n, 384].
+
+        Without padding: in a batch of questions and passages that would be half of all.
+        """
+        gate = torch.sigmoid(self.layer(tokens)).squeeze(-1)  # [tokens]
+        order, starts = torch.arange(len(tokens), device=tokens.device), lengths.cumsum(0) - lengths
+        x = nn.functional.embedding_bag(order, tokens, starts, mode="sum", per_sample_weights=gate)
+        return nn.functional.normalize(x, dim=-1)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """As a sentence-transformers module: token_embeddings, attention_mask -> sentence_embedding."""
-        features["sentence_embedding"] = self.pool(features["token_embeddings"], features["attention_mask"])
+        tokens, lengths = unpadded(features["token_embeddings"], features["attention_mask"])
+        features["sentence_embedding"] = self.pool(tokens, lengths)
         return features
 
 
@@ -178,13 +189,13 @@ class DendriticAdapter(nn.Module):
         self.salience = None if layout.salience is None else SaliencePooling(layout.salience, layout.activation, layer)
         self.projection = DendriticProjection(layout.projection, layout.activation, layer)
 
-    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embed a batch: token states [batch, tokens, 384] with their mask, or pooled vectors [batch, 384]."""
+    def forward(self, states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embed texts: token states end to end [tokens, 384] with texts' lengths [n], or pooled vectors [n, 384]."""
         if self.salience is None:
             return self.projection.project(states)
-        if mask is None:
-            raise ValueError("a layout with salience pools token states and needs their mask")
-        return self.projection.project(self.salience.pool(states, mask))
+        if lengths is None:
+            raise ValueError("a layout with salience pools token states and needs the texts' lengths")
+        return self.projection.project(self.salience.pool(states, lengths))
 
     def named_entries(self) -> dict[str, Tensor]:
         """The live parameters under the names of the layout."""

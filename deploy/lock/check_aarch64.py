@@ -95,7 +95,7 @@ session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]
 states, base = session.run(["token_embeddings", "base_embedding"], {"input_ids": ids, "attention_mask": ids * 0 + 1})
 layout = Layout(1, 1)
 adapter = DendriticAdapter(layout).load_vector(layout.first_vector(b"aarch64"))
-made = adapter(torch.from_numpy(states), torch.ones(1, states.shape[1])).detach().numpy()
+made = adapter(torch.from_numpy(states[0]), torch.tensor([states.shape[1]])).detach().numpy()
 print(json.dumps({"machine": platform.machine(), "vectors": [base[0].tolist(), made[0].tolist()]}))
 """
 

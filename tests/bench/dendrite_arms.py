@@ -13,24 +13,13 @@ import torch
 from nexus_client.engines import layer_of
 from nexus_client.growing import Place
 from nexus_client.site import Engine
-from nexus_common.adapter import DendriticAdapter, Layer, SaliencePooling
+from nexus_common.adapter import DendriticAdapter, Layer
 from nexus_common.layout import WIDTH, Layout, first_dendrite_values
 from torch import Tensor, nn
 
 SAME_COUNT: Final = 385
 """Units of a two-layer linear projection with exactly as many parameters as one with a dendrite: 2 x 147,840 + 384."""
 AWAKE: Final = 100
-
-
-class RaggedPooling(SaliencePooling):
-    """The product's salience over token states laid end to end, without padding: three to ten times faster here."""
-
-    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """x = sum_t g_t h_t / |...|: states [tokens, 384] and, in the place of a mask, each text's length [batch]."""
-        gate = torch.sigmoid(self.layer(states)).squeeze(-1)  # [tokens]
-        order, starts = torch.arange(len(states), device=states.device), mask.cumsum(0) - mask
-        x = nn.functional.embedding_bag(order, states, starts, mode="sum", per_sample_weights=gate)
-        return nn.functional.normalize(x, dim=-1)
 
 
 class TwoLayer(nn.Module):
@@ -136,8 +125,6 @@ class Arm:
         """The arm at birth."""
         first, layer = seed.to_bytes(8, "little"), layer_of(self.engine)
         made = DendriticAdapter(self.layout, layer)
-        if self.layout.salience is not None:
-            made.salience = RaggedPooling(self.layout.salience, self.layout.activation, layer)
         made.load_vector(self.layout.first_vector(first))
         self.change(made, first)
         return made

@@ -19,7 +19,6 @@ from torch import Tensor
 from tests.bench.data import FOLDER, Pairs, Retrieval, lines
 from tests.bench.simulate import CACHE
 
-READ_TEXTS: Final = 64
 EMBED_TEXTS: Final = 512
 
 
@@ -81,20 +80,16 @@ def loaded(name: str) -> Set:
 
 
 class States:
-    """The frozen encoder's output in memory (``train.States``); token states end to end, for ``RaggedPooling``."""
+    """The frozen encoder's output in memory (``train.States``); token states too."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         cache = Cache(CACHE / base_hash(default_base())[:16])
         device = best_device()
         self._pooled = torch.from_numpy(cache.pooled(texts)).to(device)
-        each, lengths = [], []
-        for start in range(0, len(texts), READ_TEXTS):
-            states, mask = cache.tokens(texts[start : start + READ_TEXTS])
-            each.append(torch.from_numpy(states[mask.astype(bool)]))
-            lengths += [int(length) for length in mask.sum(axis=1)]
+        tokens, lengths = cache.tokens(texts)
         cache.close()
-        self._tokens = torch.cat(each).to(device)  # [all tokens, 384] float16
-        self._lengths = torch.tensor(lengths, device=device)
+        self._tokens = torch.from_numpy(tokens).to(device)  # [all tokens, 384] float16
+        self._lengths = torch.from_numpy(lengths).to(device)
         self._starts = self._lengths.cumsum(0) - self._lengths
 
     def pooled(self, numbers: np.ndarray) -> Tensor:

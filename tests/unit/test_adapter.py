@@ -8,7 +8,7 @@ import pytest
 import torch
 from nexus_client.embed import default_base
 from nexus_common import wire
-from nexus_common.adapter import DendriticAdapter, DendriticProjection, SaliencePooling
+from nexus_common.adapter import DendriticAdapter, DendriticProjection, SaliencePooling, unpadded
 from nexus_common.layout import WIDTH, Layout
 
 LAYOUTS = [Layout(d, s) for d in (0, 1, 2) for s in (None, 0, 1, 2)]
@@ -28,7 +28,7 @@ def mean_pooled(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def inputs(layout: Layout) -> tuple[torch.Tensor, ...]:
     states, mask = states_and_mask()
-    return (mean_pooled(states, mask),) if layout.salience is None else (states, mask)
+    return (mean_pooled(states, mask),) if layout.salience is None else unpadded(states, mask)
 
 
 def random_vector(layout: Layout) -> np.ndarray:
@@ -111,7 +111,9 @@ def test_modules_are_saved_and_loaded_in_the_manner_of_sentence_transformers(tmp
         SaliencePooling.load(str(tmp_path / "1")),
         DendriticProjection.load(str(tmp_path), subfolder="2"),
     )
-    torch.testing.assert_close(projection.project(salience.pool(*states_and_mask())), adapter(*states_and_mask()))
+    torch.testing.assert_close(
+        projection.project(salience.pool(*unpadded(*states_and_mask()))), adapter(*inputs(layout))
+    )
 
 
 def test_the_modules_work_inside_a_real_sentence_transformer() -> None:

@@ -14,7 +14,7 @@ from nexus_common.recipe import LocalSettings
 from scipy import stats
 
 from tests.bench import dendrite_jobs
-from tests.bench.dendrite_arms import ARMS, RANKS, RaggedPooling
+from tests.bench.dendrite_arms import ARMS, RANKS
 from tests.bench.dendrite_figures import apart, chosen, difference, half_width, reached, side
 from tests.bench.dendrite_jobs import Job
 from tests.bench.dendrite_noise import DELTA, SAMPLING, STEPS, noise_for
@@ -23,18 +23,6 @@ from tests.unit.test_train import RandomStates, pairs
 
 NATIVE = [arm for arm in ARMS.values() if arm.engine == "native"]
 SETTINGS = LocalSettings(steps=4, batch_rows=5)
-
-
-class Ragged:
-    """The same states, end to end, as the benchmark has them."""
-
-    def __init__(self, count: int) -> None:
-        self._padded = RandomStates(count)
-        self.pooled = self._padded.pooled
-
-    def tokens(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        states, mask = self._padded.tokens(numbers)
-        return states[mask.bool()], mask.sum(dim=1).long()
 
 
 def tasks(kind: str) -> list[Task]:
@@ -46,7 +34,7 @@ def tasks(kind: str) -> list[Task]:
 
 @pytest.mark.parametrize("arm", NATIVE, ids=lambda arm: arm.name)
 def test_every_arm_begins_as_the_base_model(arm) -> None:
-    states, numbers = Ragged(20), np.arange(20)
+    states, numbers = RandomStates(20), np.arange(20)
     adapter = arm.adapter(3)
     with torch.inference_mode():
         given = states.tokens(numbers) if adapter.salience is not None else (states.pooled(numbers),)
@@ -81,7 +69,7 @@ def test_controls_have_the_dendrites_number_of_parameters_exactly() -> None:
 )
 def test_linear_controls_stay_linear_in_training_and_dendrites_do_not(name: str, linear: bool) -> None:
     adapter, settings = ARMS[name].adapter(1), SETTINGS.model_copy(update={"learning_rate": 0.1})
-    take_steps(adapter, tasks("ranking"), Ragged(20), settings, np.random.default_rng(0))
+    take_steps(adapter, tasks("ranking"), RandomStates(20), settings, np.random.default_rng(0))
     x, y = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     f = adapter.double().projection.layer
     with torch.inference_mode():
@@ -97,24 +85,8 @@ def test_steps_are_those_of_the_product(name: str, kind: str) -> None:
     expected = local_update(arm.layout, begins, tasks(kind), RandomStates(20), SETTINGS, np.random.default_rng(5))
     adapter, rng = arm.adapter(7), np.random.default_rng(5)
     np.testing.assert_array_equal(read(adapter), begins)
-    found = trained(adapter, begins, lambda: take_steps(adapter, tasks(kind), Ragged(20), SETTINGS, rng), 10.0)
-    if arm.layout.salience is None:
-        np.testing.assert_array_equal(found, expected)
-    else:  # sums over tokens in another order
-        assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
-        assert np.corrcoef(found, expected)[0, 1] > 0.999
-
-
-@pytest.mark.parametrize("name", ["salience + linear", "2 salience dendrites + linear"])
-def test_pooling_without_padding_is_the_products(name: str) -> None:
-    adapter = ARMS[name].adapter(1)
-    assert isinstance(adapter.salience, RaggedPooling)
-    with torch.no_grad():
-        for parameter in adapter.salience.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) / 10)
-    padded, ragged, numbers = RandomStates(9), Ragged(9), np.array([4, 0, 7])
-    expected = super(RaggedPooling, adapter.salience).pool(*padded.tokens(numbers))
-    torch.testing.assert_close(adapter.salience.pool(*ragged.tokens(numbers)), expected)
+    found = trained(adapter, begins, lambda: take_steps(adapter, tasks(kind), RandomStates(20), SETTINGS, rng), 10.0)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_intervals_are_students() -> None:

@@ -13,7 +13,7 @@ from nexus_client.embed import default_base
 from nexus_client.encoder_file import encoder_file
 from nexus_client.light import Encoded, LightEncoder
 from nexus_client.light_adapter import PLAIN, LightAdapter, unit
-from nexus_common.adapter import DendriticAdapter
+from nexus_common.adapter import DendriticAdapter, unpadded
 from nexus_common.errors import NexusError
 from nexus_common.layout import WIDTH, Layout
 
@@ -54,7 +54,9 @@ def test_an_adapter_gives_what_torch_gives(projection: int, salience: int | None
     states, mask = rng.normal(size=(3, 5, WIDTH)).astype(np.float32), np.ones((3, 5), np.float32)
     base = unit(rng.normal(size=(3, WIDTH)).astype(np.float32))
     theirs = DendriticAdapter(layout).load_vector(vector)
-    given = (torch.from_numpy(base),) if salience is None else (torch.from_numpy(states), torch.from_numpy(mask))
+    given = (
+        (torch.from_numpy(base),) if salience is None else unpadded(torch.from_numpy(states), torch.from_numpy(mask))
+    )
     with torch.inference_mode():
         right = theirs(*given).numpy()
     ours = LightAdapter(layout, vector)

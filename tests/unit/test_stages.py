@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from nexus_common.adapter import DendriticAdapter
+from nexus_common.adapter import DendriticAdapter, unpadded
 from nexus_common.layout import MAX_DENDRITES, Layout
 from nexus_common.stages import Stage, grown, moved, stages_of
 
@@ -66,7 +66,7 @@ def test_growing_changes_no_output(old: Layout, new: Layout) -> None:
 
     def output(layout: Layout, vector: np.ndarray) -> np.ndarray:
         adapter = DendriticAdapter(layout).load_vector(vector)
-        return (adapter(pooled) if layout.salience is None else adapter(states, mask)).detach().numpy()
+        return (adapter(pooled) if layout.salience is None else adapter(*unpadded(states, mask))).detach().numpy()
 
     np.testing.assert_allclose(output(new, after), output(old, before), atol=2e-6)
     shared = old.split(before)

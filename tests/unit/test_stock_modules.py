@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nexus_client.stock_modules import GLU, Dense, projection_modules, salience_modules, write_folder
-from nexus_common.adapter import DendriticAdapter
+from nexus_common.adapter import DendriticAdapter, unpadded
 from nexus_common.layout import WIDTH, Layout
 from safetensors.numpy import load_file
 from torch import nn
@@ -52,7 +52,7 @@ def test_a_salience_head(dendrites: int, activation: str) -> None:
     with torch.inference_mode():
         head = DendriticAdapter(layout).load_vector(vector).salience
         assert head is not None
-        right = head.pool(states, mask)
+        right = head.pool(*unpadded(states, mask))
     gated = through(modules, states) * mask[:, :, None]
     mean = gated.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1e-9)  # mean pooling
     assert (nn.functional.normalize(mean, dim=-1) - right).abs().max() < 1e-6

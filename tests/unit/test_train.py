@@ -5,7 +5,7 @@ import pytest
 import torch
 from nexus_client.material import RankingTask, ScoredTask, Texts
 from nexus_client.train import Learner, clipped, local_update, moved, ranking_loss, scored_loss
-from nexus_common.adapter import DendriticAdapter
+from nexus_common.adapter import DendriticAdapter, unpadded
 from nexus_common.errors import NexusError
 from nexus_common.layout import WIDTH, Layout
 from nexus_common.recipe import LocalSettings
@@ -23,11 +23,11 @@ class RandomStates:
         self.mask = (torch.arange(8) < self.lengths[:, None]).float()
 
     def pooled(self, numbers: np.ndarray) -> torch.Tensor:
-        states, mask = self.tokens(numbers)
+        states, mask = self.states[torch.from_numpy(numbers)], self.mask[torch.from_numpy(numbers)]
         return torch.nn.functional.normalize((states * mask[..., None]).sum(1), dim=-1)
 
     def tokens(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.states[torch.from_numpy(numbers)], self.mask[torch.from_numpy(numbers)]
+        return unpadded(self.states[torch.from_numpy(numbers)], self.mask[torch.from_numpy(numbers)])
 
 
 def pairs(count: int = 12) -> tuple[Texts, RankingTask]:
