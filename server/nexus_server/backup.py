@@ -141,9 +141,10 @@ def _contents(keys: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(keys.glob("[!.]*")) if path.suffix in (".crt", ".key")}
 
 
-def restore(file: Path, home: Path) -> Contents:
+def restore(file: Path, home: Path) -> tuple[Contents, list[str]]:
     """Make a server's folder from a backup; there must be none yet.  What is restored asks its sites for what is newer.
 
+    With what the backup holds come the sites whose invitations were open in it, and have ended.
     Whole or not at all: ``server.toml`` comes last, and what an interrupted restore has left is cleared away.
     """
     opened = Archive.read(file, KIND)
@@ -154,15 +155,18 @@ def restore(file: Path, home: Path) -> Contents:
             act_as_owner(home)
         with _staging(home) as staging:
             opened.unpack(staging)
-            _complete(staging, contents)
+            ended = _complete(staging, contents)
             for part in _PARTS:
                 (staging / part).rename(home / part)
                 sync_folder(home)
-    return contents
+    return contents, ended
 
 
-def _complete(staging: Path, contents: Contents) -> None:
-    """Make sure that a server can run on it, and that it knows that it was restored."""
+def _complete(staging: Path, contents: Contents) -> list[str]:
+    """Make sure that a server can run on it, and that it knows that it was restored; whose invitations ended.
+
+    One that was open in the backup may have been used since, and whoever has its line could use it once more.
+    """
     lacking = [part for part in (*_PARTS, "keys/server.key") if not (staging / part).exists()]
     if lacking:
         raise NexusError(f"the backup lacks {', '.join(lacking)}; take another")
@@ -172,9 +176,11 @@ def _complete(staging: Path, contents: Contents) -> None:
     check_copy(database, database)
     with closing(Registry(staging / "state")) as registry:
         registry.note_restored()
+        ended = registry.end_invitations()
     if missing := [name for name in files_named(database) if not (staging / "state" / f"{name}.safetensors").is_file()]:
         raise NexusError(f"the backup lacks {missing[0]}.safetensors, which its database names; take another")
-    AuditLog(audit_file(staging)).append("restored", made=int(contents.made))
+    AuditLog(audit_file(staging)).append("restored", made=int(contents.made), invitations_ended=ended)
+    return ended
 
 
 @contextmanager

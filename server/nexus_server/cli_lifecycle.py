@@ -61,14 +61,22 @@ def add_lifecycle_commands(app: typer.Typer) -> None:
         from nexus_server.backup import restore as made_again  # noqa: PLC0415
 
         home = home_of(context)
-        contents = made_again(file, home)
+        contents, ended = made_again(file, home)
+        names = f" ({', '.join(ended)}): whoever has not come yet needs a new one" if ended else ""
         show(
             context,
-            {"home": str(home), "of": contents.of, "made": contents.made, "files": len(contents.files)},
+            {
+                "home": str(home),
+                "of": contents.of,
+                "made": contents.made,
+                "files": len(contents.files),
+                "invitations_ended": ended,
+            },
             f"restored {contents.of} as of {moment(contents.made)} into {home}\n"
             "Does the old server still run somewhere? Stop it: both have the same keys, and a site cannot tell them "
             "apart. Sums stay safe, for that is in the sites' records, but each spoils the other's rounds, and the "
             "run would fork.\n"
+            f"{len(ended)} open {'invitation' if len(ended) == 1 else 'invitations'} of the backup ended{names}.\n"
             "What was withdrawn, rolled back, invited, enrolled or revoked since the backup is not known here: do it "
             f"again.\nnext: {start(home, 'enable --now')}   (it asks its sites for versions newer than the backup's)",
         )

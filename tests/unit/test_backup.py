@@ -9,6 +9,8 @@ import stat
 import tarfile
 import tempfile
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from nexus_server import database
 from nexus_server.backup import back_up, restore
 from nexus_server.ca import CertificateAuthority, CertificateFiles
 from nexus_server.cli import main
+from nexus_server.records import JOIN, REPLACE, Invitation
 from nexus_server.registry import Registry
 
 from tests.plans import make_plan
@@ -69,6 +72,22 @@ def test_a_restored_server_is_the_one_that_was_backed_up(home: Path, tmp_path: P
     assert events == ["something", "restored"]
     assert [line["event"] for line in audit.read(home / "audit.jsonl")] == ["something", "backed up"]
     audit.verify(tmp_path / "again" / "audit.jsonl")
+
+
+@pytest.mark.parametrize("kind", [JOIN, REPLACE])
+def test_an_invitation_that_was_open_in_the_backup_is_not_open_again(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    with closing(Registry(home / "state")) as registry:
+        registry.invite(Invitation(bytes(32), "bank-a", time.time(), time.time() + 3600, None, kind=kind))
+        back_up(home, tmp_path / "backup.tar")
+        assert registry.open_invitations() == ["bank-a"], "the control: the server that was backed up keeps it"
+    assert main(["restore", str(tmp_path / "backup.tar"), "--home", str(tmp_path / "again")]) == 0
+    assert "1 open invitation of the backup ended (bank-a)" in capsys.readouterr().out
+    with closing(Registry(tmp_path / "again" / "state")) as again:
+        assert (again.open_invitations(), again.invitations()) == ([], [])
+    *_, line = audit.read(tmp_path / "again" / "audit.jsonl")
+    assert (line["event"], line["invitations_ended"]) == ("restored", ["bank-a"])
 
 
 def test_only_its_owner_can_read_a_backup_and_what_is_made_of_it(home: Path, tmp_path: Path) -> None:
