@@ -55,7 +55,7 @@ class Agent:
         self.rounds = SiteRounds(self.workspace, identity, self.consent, record, self.judging.version_came, metrics)
         self.journal = Journal(self.consent.audit, paced=True)
         self.link = Link(settings.server, place.keys, self._handle, self.journal, settings.proxy, metrics)
-        self._audit_watch = AuditWatch(place.audit_file)
+        self._audit_watch = AuditWatch(place.audit_file, f"nexus-client {place.site}")
         metrics.registry.register(Machine(place, self.link, self._audit_watch))
         self._metrics = Exposition(metrics.registry, settings.metrics)
         self.place = place

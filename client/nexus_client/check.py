@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cryptography import x509
-from nexus_common.checks import CheckLine, CheckReport, line
+from nexus_common.checks import CheckLine, CheckReport, check_log, line
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.recipe import PACKAGED_BASE
 
@@ -49,6 +49,7 @@ def check_site(place: SiteHome) -> SiteReport:
         lambda: _data(workspace),
         lambda: check_service(place),
         lambda: _disk(workspace),
+        lambda: iter([check_log(place.audit_file)]),
         lambda: _certificate(place),
         lambda: check_server(place, settings),
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nexus_common.disk import give_away, sync_folder
-from nexus_common.errors import NexusError
+from nexus_common.errors import NexusError, Unreadable
 
 Fact = str | int | float | list[str] | None
 MAX_LINE_BYTES: Final = 1 << 16  # with its newline
@@ -39,6 +39,12 @@ class Head:
 
     lines: int
     hash: str
+
+
+class Unfinished(NexusError):
+    """All lines up to ``head`` are whole; after them is a part of one, which the next append cuts off."""
+
+    head = Head(0, ZEROS)
 
 
 @dataclass(frozen=True)
@@ -112,26 +118,38 @@ def verify(path: Path, since: str | None = None) -> Head:
 
     A changed *last* line has no successor to disagree with it: only ``since``, a head noted on paper or in syslog,
     finds that, a cut end, and a log written anew by somebody who may write the file.  NexusError names file, line and
-    what is wrong.  A missing file is an empty log.
+    what is wrong: Unreadable where nothing is known of the chain, Unfinished where all but a part of a last line is
+    whole.  A missing file is an empty log.
     """
     since = ZEROS if since is None else since.strip().lower()
     if len(since) != 64 or not set(since) <= set(string.hexdigits):
         raise NexusError(f"{since[:80]!r} is no head of an audit log: 64 hexadecimal digits; copy it whole")
-    head, found = Head(0, ZEROS), since == ZEROS
-    for number, line in _lines(path):
-        record = _parse(path, f"line {number}", line)
-        if record["n"] != number:
-            what = f"has number {record['n']}, expected {number}: a line is missing, inserted or out of order"
-            raise _damaged(path, f"line {number}", what)
-        if record["previous"] != head.hash:
-            where = f"line {number - 1} or the one after it" if head.lines else "line 1"
-            raise _damaged(path, where, f"was changed: line {number} does not follow from what is before it")
-        head = Head(number, _hash(line))
-        found = found or head.hash == since
+    head, found, unfinished = Head(0, ZEROS), since == ZEROS, None
+    try:
+        for number, line in _lines(path):
+            head = _follow(path, head, number, line)
+            found = found or head.hash == since
+    except Unfinished as problem:
+        unfinished = problem
     if not found:
         what = f"no longer has the head {since}: it was cut or rewritten since that was noted"
         raise _damaged(path, f"the log of {head.lines} lines", what)
+    if unfinished is not None:
+        unfinished.head = head
+        raise unfinished
     return head
+
+
+def _follow(path: Path, head: Head, number: int, line: bytes) -> Head:
+    """The head after one more line."""
+    record = _parse(path, f"line {number}", line)
+    if record["n"] != number:
+        what = f"has number {record['n']}, expected {number}: a line is missing, inserted or out of order"
+        raise _damaged(path, f"line {number}", what)
+    if record["previous"] != head.hash:
+        where = f"line {number - 1} or the one after it" if head.lines else "line 1"
+        raise _damaged(path, where, f"was changed: line {number} does not follow from what is before it")
+    return Head(number, _hash(line))
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -199,7 +217,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if not line.endswith(b"\n"):
                     if left and line:
                         raise _damaged(path, f"line {number}", f"is longer than {MAX_LINE_BYTES} bytes")
-                    raise NexusError(
+                    raise Unfinished(
                         f"audit log {path}: line {number} is unfinished ({len(line)} bytes, after a crash"
                         " or a full disk); the next append cuts it off and says so in the log"
                     )
@@ -207,7 +225,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise NexusError(f"the audit log {path} cannot be read ({error.strerror}); read it as its owner") from error
+        raise Unreadable(f"the audit log {path} cannot be read ({error.strerror}); read it as its owner") from error
 
 
 def _parse(path: Path, where: str, line: bytes) -> dict[str, Any]:

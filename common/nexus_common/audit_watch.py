@@ -1,6 +1,7 @@
 """An audit log verified every hour in a thread of its own, for the metrics: a chain that broke should wake somebody.
 
-A whole log takes time, some 15 s a million lines, so it is not verified when Prometheus asks.
+A whole log takes time, some 15 s a million lines, so it is not verified when Prometheus asks.  Each head found goes to
+the system's log, to compare with once the log cannot be trusted any more.
 """
 
 import logging
@@ -13,22 +14,24 @@ from typing import Final
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
-from nexus_common.audit import verify
-from nexus_common.errors import NexusError
+from nexus_common.audit import Head, Unfinished, announce, verify
+from nexus_common.errors import NexusError, Unreadable
 
 log = logging.getLogger(__name__)
 EVERY_SECONDS: Final = 3600.0
-AFTER_FAULT_SECONDS: Final = 60.0  # an unfinished line, after a crash, is mended by the next one
+AFTER_FAULT_SECONDS: Final = 60.0
 
 
 class AuditWatch:
-    """``valid`` is None until the log was verified once."""
+    """``valid`` is None until the log was verified once, and while it cannot be read: nothing is known of it then."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, program: str) -> None:
+        self._path, self._program = path, program
         self._head: str | None = None
-        self._broken: int | None = None  # the file that was found so, by its inode
+        self._was_broken = False
+        self._broken: int | None = None  # the file that was found so, by its inode; None where it was not there
         self.valid: bool | None = None
+        self._said = ""
         self._at = 0.0
 
     def start(self) -> None:
@@ -37,31 +40,45 @@ class AuditWatch:
 
     def _run(self) -> None:
         while True:
-            if self.look() is False:
-                time.sleep(AFTER_FAULT_SECONDS)
-                self.look()
-            time.sleep(EVERY_SECONDS)
+            time.sleep(AFTER_FAULT_SECONDS if self.look() is None else EVERY_SECONDS)
 
     def look(self) -> bool | None:
         """Verify every line, and that the log still has the head that it had the time before; ``valid``.
 
         A broken file is moved aside, as its error says: then another one has begun, which has no head to keep yet.
         """
-        file = self._path.stat().st_ino if self._path.exists() else None
-        if self.valid is False and file != self._broken:
-            self._head = None
+        file = None
         try:
-            self._head = verify(self._path, self._head).hash
-            self.valid = True
-        except NexusError as problem:
-            if self.valid is not False:
-                log.error("%s", problem)
-            self.valid, self._broken = False, file
-        except OSError as problem:
-            log.error("the audit log cannot be read: %s", problem)
+            file = self._path.stat().st_ino if self._path.exists() else None
+            if self._was_broken and file != self._broken:
+                self._head, self._was_broken = None, False
+            head = self._verified()
+        except (OSError, Unreadable) as problem:
+            self._say(problem)
             self.valid = None
+        except NexusError as problem:
+            self._say(problem)
+            self.valid, self._was_broken, self._broken = False, True, file
+        else:
+            self._said, self._head, self.valid, self._was_broken = "", head.hash, True, False
+            if not announce(self._program, head):
+                log.info("the audit log has %d lines, head %s (no system log answers here)", head.lines, head.hash)
         self._at = time.time()
         return self.valid
+
+    def _verified(self) -> Head:
+        """Part of a last line is what a power cut leaves, or a full disk: the next append cuts it off and says so."""
+        try:
+            return verify(self._path, self._head)
+        except Unfinished as problem:
+            log.warning("%s", problem)
+            return problem.head
+
+    def _say(self, problem: Exception) -> None:
+        """Log it once."""
+        if str(problem) != self._said:
+            log.error("the audit log was not verified: %s", problem)
+        self._said = str(problem)
 
     def families(self, prefix: str) -> Iterator[Metric]:
         """Whether the chain holds, and when that was found."""

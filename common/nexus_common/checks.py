@@ -1,11 +1,13 @@
 """What ``check`` finds, on either side: one line for each thing looked at, with the remedy where it is not good."""
 
+from pathlib import Path
 from typing import Final, Literal
 
 import typer
 
+from nexus_common.audit import Unfinished, verify
 from nexus_common.cli import show
-from nexus_common.errors import NexusError
+from nexus_common.errors import NexusError, Unreadable
 from nexus_common.rpc import Body
 
 _SIGNS: Final = {"ok": "ok", "warning": "WARN", "fault": "FAULT"}
@@ -34,6 +36,21 @@ class CheckReport(Body):
 def line(name: str, state: str, found: str, remedy: str | None = None) -> CheckLine:
     """One thing looked at."""
     return CheckLine.model_validate({"name": name, "state": state, "found": found, "remedy": remedy})
+
+
+def check_log(path: Path) -> CheckLine:
+    """Whether an audit log can be read, and whether its chain holds: only one of the two can be tampering."""
+    try:
+        head = verify(path)
+    except Unfinished as problem:
+        told = "nothing: the next line that is written mends it; if the disk is full, free some space"
+        return line("audit log", "warning", str(problem), told)
+    except Unreadable as problem:
+        remedy = f"give {path} back to the account that its folder belongs to (`chown`), or mend the disk"
+        return line("audit log", "fault", str(problem), remedy)
+    except NexusError as problem:
+        return line("audit log", "fault", str(problem), "a chain that broke is a matter for whoever audits you")
+    return line("audit log", "ok", f"{head.lines} lines, whole as far as it goes; head {head.hash[:16]}…")
 
 
 def show_checks(context: typer.Context, report: CheckReport, before: str) -> None:

@@ -73,6 +73,10 @@ class NexusError(Exception):
     """A failure that a person can act on."""
 
 
+class Unreadable(NexusError):
+    """A file that cannot be read, for rights, open files or the disk: nothing is known of what it holds."""
+
+
 class Refusal(NexusError):
     """A request that was refused without any effect; ``code`` is a key of ``REFUSALS``."""
 

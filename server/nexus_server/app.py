@@ -74,7 +74,7 @@ class Server:
         self.conductor = Conductor(self.registry, exchange, self._identities, audit, metrics)
         self.renewal = Renewal(self.registry, exchange, self.authority, audit)
         self.grid.state.on_restart = lambda node: self.conductor.site_left(self.grid.site_of[node])
-        self._audit_watch = AuditWatch(audit.path)
+        self._audit_watch = AuditWatch(audit.path, "nexus-server")
         beside = (self.authority, self.conductor, exchange, self._audit_watch)
         metrics.registry.register(Stored(self.settings.name, self.registry, *beside))
         self._metrics = Exposition(metrics.registry, self.settings.metrics)

@@ -8,13 +8,14 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
 from nexus_common import audit, certs
 from nexus_common.authorities import Authorities
-from nexus_common.checks import CheckLine, CheckReport, line
+from nexus_common.checks import CheckLine, CheckReport, check_log, line
 from nexus_common.disk import LEAST_FREE_BYTES
 from nexus_common.errors import NexusError
 
@@ -135,13 +136,11 @@ def _disk(home: Path) -> Iterator[CheckLine]:
 def _log(home: Path, now: float) -> Iterator[CheckLine]:
     """The audit log's chain, and what it says of the clock and of the last backup."""
     path = audit_file(home)
-    try:
-        head = audit.verify(path)
-        newest, backed_up, new_key = _last_lines(path)
-    except NexusError as problem:
-        yield line("audit log", "fault", str(problem), "a chain that broke is a matter for whoever audits you")
+    found = check_log(path)
+    yield found
+    if found.state == "fault":
         return
-    yield line("audit log", "ok", f"{head.lines} lines, whole as far as it goes; head {head.hash[:16]}…")
+    newest, backed_up, new_key = _last_lines(path)
     yield _clock(newest, now)
     yield _backup(backed_up, new_key, now)
 
@@ -149,8 +148,9 @@ def _log(home: Path, now: float) -> Iterator[CheckLine]:
 def _last_lines(path: Path) -> list[dict[str, Any] | None]:
     """The last line, the last of a backup, the last of a new key of the CA."""
     last: dict[str, dict[str, Any]] = {}
-    for one in audit.read(path):
-        last[""] = last[str(one["event"])] = one
+    with suppress(audit.Unfinished):
+        for one in audit.read(path):
+            last[""] = last[str(one["event"])] = one
     return [last.get(event) for event in ("", BACKED_UP, NEW_KEY)]
 
 

@@ -45,7 +45,7 @@ class Watched:
         conductor.exchange._metrics = metrics  # type: ignore[attr-defined]
         self.authority = authority = CertificateAuthority.create(CertificateFiles(folder / "keys"), "c")
         authority.ensure_server_certificate(["127.0.0.1"])
-        audit = AuditWatch(federation.audit.path)
+        audit = AuditWatch(federation.audit.path, "nexus-server")
         audit.look()
         metrics.registry.register(Stored("c", federation.registry, authority, conductor, conductor.exchange, audit))
 

@@ -16,6 +16,7 @@ from nexus_client.policy import change_policy, write_policy
 from nexus_client.site import SiteHome
 from nexus_client.status import status
 from nexus_common import certs
+from nexus_common.audit import AuditLog
 from nexus_common.authorities import Authorities
 from nexus_common.checks import CheckLine
 from nexus_common.plan import hash_of
@@ -132,6 +133,19 @@ def test_a_policy_that_cannot_be_read_is_a_fault_and_one_that_allows_no_plan_a_w
     place.policy_file.write_text("accept_no_record_privacy = maybe")
     (found,) = lines(place, "policy")
     assert (found.state, "policy-invalid" in found.found) == ("fault", True)
+
+
+def test_an_audit_log_that_broke_is_told_from_one_that_cannot_be_read(place: SiteHome) -> None:
+    AuditLog(place.audit_file).append("sent", bytes=1)
+    assert [line.state for line in lines(place, "audit log")] == ["ok"]
+    place.audit_file.write_bytes(b"{}\n")
+    (broken,) = lines(place, "audit log")
+    place.audit_file.unlink()
+    place.audit_file.mkdir()
+    (unread,) = lines(place, "audit log")
+    assert (broken.state, unread.state) == ("fault", "fault")
+    assert "whoever audits you" in str(broken.remedy)
+    assert "chown" in str(unread.remedy)
 
 
 def test_one_fault_does_not_hide_the_next(place: SiteHome) -> None:

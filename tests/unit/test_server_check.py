@@ -133,7 +133,23 @@ def test_a_broken_chain_and_a_clock_behind_the_log_are_told(home: Path) -> None:
     path = home / "audit.jsonl"
     audit.AuditLog(path).append("more")
     path.write_bytes(path.read_bytes().replace(b"backed up", b"backed op"))
-    assert "was changed" in fault(home, "audit log")
+    assert "was changed" in (said := fault(home, "audit log"))
+    assert "whoever audits you" in said
+
+
+def test_an_audit_log_that_cannot_be_read_or_was_cut_off_in_a_line_is_not_called_broken(home: Path) -> None:
+    path = home / "audit.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"n":')
+    (one,) = found(home, "audit log")
+    assert (one.state, "is unfinished" in one.found) == ("warning", True)
+    assert found(home, "backup")[0].state == "ok"
+    path.unlink()
+    path.mkdir()
+    said = fault(home, "audit log")
+    assert "cannot be read" in said
+    assert "chown" in said
+    assert "whoever audits you" not in said
 
 
 def test_a_backup_from_before_the_cas_new_key_is_a_fault_and_an_old_one_a_warning(home: Path) -> None:
