@@ -32,8 +32,8 @@ TRIES: Final = 5
 _STATE: Final = ("federated.safetensors", "alone.safetensors", "alone.json", "rounds.jsonl", "evaluation.json")
 
 
-def back_up(place: SiteHome, file: Path) -> tuple[int, str]:
-    """Write a site into ``file``, also beside its running agent; how many files that are, and its SHA-256.
+def back_up(place: SiteHome, file: Path) -> tuple[int, str, str]:
+    """Write a site into ``file``, also beside its running agent; how many files, its SHA-256, the audit log's new head.
 
     Root reads as the account that the state folder belongs to, which could lay links in it.
     """
@@ -58,8 +58,8 @@ def back_up(place: SiteHome, file: Path) -> tuple[int, str]:
             )
             digest = archive.pack(out, contents, sources)
     with as_owner(place.state):
-        AuditLog(place.audit_file).append("backed up", files=len(sources), sha256=digest)
-    return len(sources), digest
+        head = AuditLog(place.audit_file).append("backed up", files=len(sources), sha256=digest)
+    return len(sources), digest, head
 
 
 def _copy(place: SiteHome, target: Path) -> None:

@@ -106,14 +106,18 @@ def show(context: typer.Context, data: Any, text: str) -> None:
     typer.echo(json.dumps(data, indent=2) if options(context).as_json else harmless(text))
 
 
-def show_backup(context: typer.Context, file: Path, count: int, digest: str, secrets: str) -> None:
-    """What ``backup`` has written: ``count`` files, the SHA-256 of the whole, and what in it is secret."""
+def show_backup(context: typer.Context, file: Path, count: int, digest: str, head: str, secrets: str) -> None:
+    """What ``backup`` has written: ``count`` files, the SHA-256 of the whole, and what in it is secret.
+
+    ``head`` is the audit log's, to be noted elsewhere: a log that was cut or written anew later no longer has it.
+    """
     size = file.stat().st_size
     show(
         context,
-        {"file": str(file), "bytes": size, "sha256": digest, "files": count},
-        f"written: {file}, {size / 1e6:.1f} MB, SHA-256 {digest}\nIt holds {secrets}, mode 0600; keep it where you "
-        "would keep those.",
+        {"file": str(file), "bytes": size, "sha256": digest, "files": count, "audit_head": head},
+        f"written: {file}, {size / 1e6:.1f} MB, SHA-256 {digest}\n"
+        f"the audit log's head now: {head}\n"
+        f"It holds {secrets}, mode 0600; keep it where you would keep those.",
     )
 
 

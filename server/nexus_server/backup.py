@@ -35,8 +35,8 @@ _VECTORS: Final = """
     SELECT 'optimiser/' || optimiser FROM runs WHERE optimiser IS NOT NULL"""
 
 
-def back_up(home: Path, file: Path) -> tuple[int, str]:
-    """Write all that a server is into ``file``; how many files that are, and its SHA-256.
+def back_up(home: Path, file: Path) -> tuple[int, str, str]:
+    """Write all that a server is into ``file``; how many files, its SHA-256, the audit log's head after it.
 
     Root reads as the account that the folder belongs to, which could lay links in it.
     """
@@ -54,8 +54,8 @@ def back_up(home: Path, file: Path) -> tuple[int, str]:
             )
             digest = archive.pack(out, contents, sources)
     with as_owner(home):
-        AuditLog(audit_file(home)).append(BACKED_UP, files=len(sources), sha256=digest)
-    return len(sources), digest
+        head = AuditLog(audit_file(home)).append(BACKED_UP, files=len(sources), sha256=digest)
+    return len(sources), digest, head
 
 
 def _state(state: Path, beside: Path) -> tuple[dict[str, Path], int]:

@@ -61,7 +61,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_restored_server_is_the_one_that_was_backed_up(home: Path, tmp_path: Path) -> None:
     audit.AuditLog(home / "audit.jsonl").append("something")
-    back_up(home, tmp_path / "backup.tar")
+    *_, head = back_up(home, tmp_path / "backup.tar")
+    assert audit.verify(home / "audit.jsonl").hash == head
     restore(tmp_path / "backup.tar", tmp_path / "again")
     assert files(tmp_path / "again") == files(home)
     old, new = Registry(home / "state"), Registry(tmp_path / "again" / "state")

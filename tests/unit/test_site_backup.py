@@ -50,7 +50,8 @@ def mode(path: Path) -> int:
 
 
 def test_a_restored_site_is_itself_without_approvals_record_or_cache(place: SiteHome, tmp_path: Path) -> None:
-    back_up(place, tmp_path / "site.tar")
+    *_, head = back_up(place, tmp_path / "site.tar")
+    assert audit.verify(place.audit_file).hash == head
     again, _, ended = restore(tmp_path / "site.tar", tmp_path / "again", None)
     assert (again.site, ended) == ("a", ["winter"])
     assert again.settings_file.read_bytes() == place.settings_file.read_bytes()
