@@ -60,7 +60,7 @@ class Conductor:
         try:
             self._turn()
         except Exception:
-            self.phases.end()
+            self.phases.show("faulting")  # until a turn goes well: no round is in progress that this one had begun
             raise
 
     def _turn(self) -> None:

@@ -15,7 +15,7 @@ PAUSE_AFTER_FAILURE_SECONDS: Final = 2.0
 class Phase:
     """What the run does or waits for now."""
 
-    name: str = "idle"  # idle, resting, recalling, gathering, waiting, training, adding, opening, delivering
+    name: str = "idle"  # idle, resting, recalling, gathering, waiting, training, adding, opening, delivering, faulting
     since: float = field(default_factory=time.time)
     missing: tuple[str, ...] = ()
     round: int | None = None

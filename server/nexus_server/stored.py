@@ -88,6 +88,8 @@ class Stored(Collector):
         phase = self._conductor.phase
         told = "1 while a round's sites train, or its sum is collected or opened"
         yield self._one("round_in_progress", told, phase.name in STEPS)
+        told = "1 while the last turn of the rounds met a fault, so that it is tried again"
+        yield self._one("faulting", told, self._conductor.problem is not None)
         told = "What the server does, and since when"
         yield self._by(GaugeMetricFamily, "phase_since_timestamp_seconds", told, "phase", {phase.name: phase.since})
 

@@ -14,7 +14,7 @@ from nexus_common import exposition  # noqa: F401  without its switch there are 
 from nexus_common.audit_watch import AuditWatch
 from nexus_common.enrolment import EnrolRequest
 from nexus_common.errors import NexusError
-from nexus_server import phases
+from nexus_server import next_version, phases
 from nexus_server.admin_api import Rollback
 from nexus_server.admin_models import ModelAdministration
 from nexus_server.ca import CertificateAuthority, CertificateFiles
@@ -195,6 +195,28 @@ def test_a_fault_ends_a_phase_before_the_pause_that_follows_it(tmp_path: Path, m
     federation.turns(1)
     assert watched['round_phase_duration_seconds_count{phase="training"}'] == 3
     assert watched['round_phase_duration_seconds_sum{phase="training"}'] == 0
+
+
+def test_a_turn_that_meets_a_fault_leaves_no_round_in_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    watched, now = Watched(federation, tmp_path), [1000.0]
+    monkeypatch.setattr(phases, "time", SimpleNamespace(time=lambda: now[0], monotonic=time.monotonic))
+    federation.turns(1)
+    assert watched["round_in_progress"] == 1, "the phase stands for an instant"
+    with monkeypatch.context() as full:
+        full.setattr(next_version, "LEAST_FREE_BYTES", 1 << 62)
+        for _ in range(2):
+            now[0] += 5
+            with pytest.raises(NexusError, match="free"):
+                federation.turns(1)
+    assert watched["round_in_progress"] == 0
+    assert watched['phase_since_timestamp_seconds{phase="faulting"}'] == 1005, "since the first of them"
+    assert watched['phase_since_timestamp_seconds{phase="adding"}'] is None
+    assert watched["faulting"] == 0
+    federation.conductor.problem = "the disk is full"  # as the server's thread keeps it
+    assert watched["faulting"] == 1
+    federation.turns(1)
+    assert watched['phase_since_timestamp_seconds{phase="faulting"}'] is None
 
 
 def watched_bytes(federation: Federation) -> Any:

@@ -72,9 +72,11 @@ REFUSED, PAUSED = (of_server("refusals_total", code=code) for code in ("malforme
 SITE_REFUSED, SITE_PAUSED = (of_site("refusals_total", code=code) for code in ("unknown-base-model", "paused"))
 SITE_FREE, SITE_SIZE = (of_site(f"storage_{kind}_bytes") for kind in ("free", "size"))
 PROPOSED = of_server("plan_waiting_since_timestamp_seconds", **PROJECT)
+FAULTING = of_server("faulting", **PROJECT)
 FREE, SIZE = (of_server(f"storage_{kind}_bytes", volume="state") for kind in ("free", "size"))
 FAILED, COMMITTED = (of_server("rounds_total", **PROJECT, outcome=outcome) for outcome in ("failed", "committed"))
 CONTACT, AHEAD = of_site("server_last_contact_timestamp_seconds"), of_site("clock_ahead_seconds")
+BREAKS = of_site("connection_faults_total")
 ZEROS = of_site("rounds_total", outcome="zeros")
 CERTIFICATE = of_server("certificate_expiry_timestamp_seconds", subject="site:hospital-b")
 SITE_CERTIFICATE = of_site("certificate_expiry_timestamp_seconds")
@@ -177,6 +179,24 @@ OF_SERVER: Final[dict[str, list[Fires | Not]]] = {
         ),
         Not("and others are committed", 50, {FAILED: "0+1x60", COMMITTED: "5+1x60"}),
         Not("one, on a new day", 50, {FAILED: "0x20 1x60", COMMITTED: "5x60"}),
+    ],
+    "NexusServerFaults": [
+        Fires(
+            "at every turn",
+            11,
+            {FAULTING: "1x30"},
+            "the server's rounds meet a fault over and over",
+            SERVER | PROJECT,
+        ),
+        Fires(
+            "in each round, and gathering goes well",
+            20,
+            {FAULTING: "1 0 1 0 1 0 1 0 1 0 1 0 1 0 1 0 1 0 1 0 1 0 1"},
+            "the server's rounds meet a fault over and over",
+            SERVER | PROJECT,
+        ),
+        Not("for five minutes", 20, {FAULTING: "0x2 1x5 0x20"}),
+        Not("none", 20, {FAULTING: "0x30"}),
     ],
     "NexusQualityDrop": [
         Fires(
@@ -285,6 +305,22 @@ OF_SITE: Final[dict[str, list[Fires | Not]]] = {
             "not since the start", 6, {SITE_BUILD: "1x60"}, "hospital-a does not reach the consortium's server", SITE
         ),
         Not("for a quarter of an hour", 15, {CONTACT: "0x60", SITE_BUILD: "1x60"}),
+    ],
+    "NexusSiteConnectionBreaks": [
+        Fires(
+            "every three minutes",
+            120,
+            {BREAKS: " ".join(f"{count}x2" for count in range(60)), CONTACT: "0+60x150"},
+            "the connection of hospital-a broke 20 times in an hour",
+            SITE,
+        ),
+        Not(
+            "the server was away for ten minutes",
+            60,
+            {BREAKS: "0x9 0+2x10 20x60", CONTACT: "0x20 1200+60x60"},
+        ),
+        Not("the server is not reached, which is another alert", 120, {BREAKS: "0+2x150", CONTACT: "0x150"}),
+        Not("now and then", 120, {BREAKS: "0x9 1x19 2x19 3x19 4x19 5x19 6x19", CONTACT: "0+60x150"}),
     ],
     "NexusSiteClockWrong": [
         Fires("two minutes slow", 11, {AHEAD: "-120x30"}, "the clock of hospital-a is off by 2m 0s", SITE),
