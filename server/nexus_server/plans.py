@@ -34,7 +34,8 @@ class Plans(Database):
     def renew_plans(self) -> tuple[list[str], list[str]]:
         """Give proposals that another release wrote the text, and so the hash, that they have in this one; their names.
 
-        Nobody has approved that text yet.  What has become a run is left as it was approved (``Runs.is_outdated``).
+        Nobody has approved that text yet, or could: it counts as proposed from now on.  What has become a run is left
+        as it was approved (``Runs.is_outdated``).
         Proposals that this release cannot read are dropped; their names too.
         """
         renewed, dropped = list[str](), list[str]()
@@ -49,7 +50,8 @@ class Plans(Database):
                     continue
                 if plan.hash != bytes(old):
                     db.execute("DELETE FROM standings WHERE plan = ?", (old,))
-                    db.execute("UPDATE plans SET hash = ?, plan = ? WHERE hash = ?", (plan.hash, plan.canonical, old))
+                    change = "UPDATE plans SET hash = ?, plan = ?, proposed = ? WHERE hash = ?"
+                    db.execute(change, (plan.hash, plan.canonical, time.time(), old))
                     renewed.append(name)
         return renewed, dropped
 

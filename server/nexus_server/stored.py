@@ -4,6 +4,7 @@ Figures of models are of at least ``min_cohort`` sites, as ``nexus-server models
 is in which five minutes it was last heard of, which rounds do not change, and when its certificate ends.
 """
 
+import datetime as dt
 import logging
 import shutil
 import sqlite3
@@ -94,10 +95,12 @@ class Stored(Collector):
         yield self._by(GaugeMetricFamily, "phase_since_timestamp_seconds", told, "phase", {phase.name: phase.since})
 
     def _plans(self) -> Iterator[Metric]:
+        """A plan whose end has passed waits for nobody: it cannot begin any more."""
+        today = dt.datetime.now(dt.UTC).date()
         waiting = [
             (one.at, len(lacking))
             for one in self._registry.proposals()
-            if (lacking := self._conductor.approvals.lacking(one.plan))
+            if one.plan.end_date >= today and (lacking := self._conductor.approvals.lacking(one.plan))
         ]
         if waiting:
             since, count = min(waiting)

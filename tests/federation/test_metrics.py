@@ -1,6 +1,7 @@
 """What the server's metrics tell of simulated runs: what happened, through a restart too, and nothing of one site."""
 
 import asyncio
+import datetime as dt
 import re
 import time
 from collections import Counter
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nexus_common import exposition  # noqa: F401  without its switch there are `_created` series
+from nexus_common import exposition, wire  # noqa: F401  without its switch there are `_created` series
 from nexus_common.audit_watch import AuditWatch
 from nexus_common.enrolment import EnrolRequest
 from nexus_common.errors import NexusError
@@ -195,6 +196,31 @@ def test_a_fault_ends_a_phase_before_the_pause_that_follows_it(tmp_path: Path, m
     federation.turns(1)
     assert watched['round_phase_duration_seconds_count{phase="training"}'] == 3
     assert watched['round_phase_duration_seconds_sum{phase="training"}'] == 0
+
+
+@pytest.mark.parametrize(("start", "enough"), [("every-site", 4), ("quorum", 3)])
+def test_a_plan_waits_until_its_sites_have_approved_it(tmp_path: Path, start: str, enough: int) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    watched, registry = Watched(federation, tmp_path), federation.registry
+    told = ("plan_waiting_since_timestamp_seconds", "plan_approvals_missing")
+    assert [watched[name] for name in told] == [None, None], "the plan of a run waits for nobody"
+    plan = plan_of(NAMES, name="next", start=start)
+    registry.propose(plan)
+    registry.propose(plan_of(NAMES, name="later"))
+    (proposed, _) = (one.at for one in registry.proposals())
+    for count, site in enumerate(NAMES[:enough]):
+        assert [watched[name] for name in told] == [proposed, 4 - count]
+        registry.note_standing(plan, site, wire.Standing(wire.APPROVED, "", b""))
+    registry.forget_proposal("later")
+    assert [watched[name] for name in told] == [None, None]
+
+
+def test_a_plan_whose_end_has_passed_waits_for_nobody(tmp_path: Path) -> None:
+    federation = Federation(tmp_path / "a", plan_of(NAMES))
+    watched, today = Watched(federation, tmp_path), dt.datetime.now(dt.UTC).date()
+    for days, waits in ((-1, None), (1, 4)):
+        federation.registry.propose(plan_of(NAMES, name="next", end_date=str(today + dt.timedelta(days=days))))
+        assert watched["plan_approvals_missing"] == waits
 
 
 def test_a_turn_that_meets_a_fault_leaves_no_round_in_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

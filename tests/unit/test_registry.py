@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sqlite3
+import time
 from pathlib import Path
 
 import numpy as np
@@ -301,9 +302,11 @@ def test_a_plan_of_another_release_is_proposed_in_this_ones_words_and_approved_a
     sql(registry, "PRAGMA foreign_keys = OFF")
     sql(registry, "UPDATE plans SET plan = ?, hash = ? WHERE name = 'next'", old, hash_of(old))
     sql(registry, "UPDATE standings SET plan = ?", hash_of(old))
+    sql(registry, "UPDATE plans SET proposed = 1000.0")
     again = reopened(registry)
     assert not again.note_standing(plan, "a", APPROVAL), "nobody is waited for under the new hash yet"
     assert again.renew_plans() == (["next"], [])
+    assert again.proposals()[0].at > time.time() - 60, "nobody could approve this text earlier"
     assert again.standings(plan) == []
     assert again.note_standing(plan, "a", APPROVAL)
     assert again.renew_plans() == ([], [])
