@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cryptography import x509
+from nexus_common.account import act_as_owner
 from nexus_common.checks import CheckLine, CheckReport, check_log, line
 from nexus_common.errors import NexusError, Refusal
 from nexus_common.recipe import PACKAGED_BASE
@@ -35,19 +36,25 @@ class SiteReport(CheckReport):
 
 
 def check_site(place: SiteHome) -> SiteReport:
-    """Look at all of it; one fault does not hide the next."""
+    """Look at all of it; one fault does not hide the next.
+
+    Root asks the agent, and looks where its sandbox ends; what people and the network have written is read as the
+    account of the state folder, which this process then goes on as.
+    """
     try:
         settings = place.settings()
     except NexusError as problem:
         return SiteReport(site=place.site, lines=[line("settings", "fault", str(problem), "correct site.toml")])
     workspace = Workspace(place, settings)
     lines = [line("settings", "ok", str(place.settings_file))]
+    service = list(check_service(place))
+    act_as_owner(place.state)
     parts: tuple[Callable[[], Iterator[CheckLine]], ...] = (
         lambda: _policy(place),
         lambda: _base_model(workspace),
         lambda: _engine(workspace),
         lambda: _data(workspace),
-        lambda: check_service(place),
+        lambda: iter(service),
         lambda: _disk(workspace),
         lambda: iter([check_log(place.audit_file)]),
         lambda: _certificate(place),

@@ -127,6 +127,7 @@ def preview(
     def here() -> api.PreviewReport:
         from nexus_client import reports  # noqa: PLC0415
 
+        act_as_owner(place.state)
         return reports.preview(reports.workspace_of(place), rows)
 
     report = _ask(place, "preview", request, api.PreviewReport, here)

@@ -105,6 +105,18 @@ def test_what_root_indexes_and_searches_belongs_to_the_service(place: SiteHome) 
     assert owners(place) == {SERVICE}
 
 
+def test_root_s_preview_and_check_read_the_text_as_the_service(place: SiteHome) -> None:
+    assert run(place, "preview")["files"] == {"rows.jsonl": 6}
+    text = place.settings_folder / "rows.jsonl"
+    text.chmod(0o600)  # root's alone: who parses it shows in who may read it
+    code = "import sys; from nexus_client.cli import main; sys.exit(main(sys.argv[1:]))"
+    for command, told in (("preview", "stderr"), ("check", "stdout")):
+        done = python(code, "--home", str(place.settings_folder.parent), command, ends_with=1)
+        assert f"{place.state} belongs to " in done.stderr
+        assert "rows.jsonl cannot be read: Permission denied" in getattr(done, told), command
+    assert owners(place) == {SERVICE}
+
+
 def test_a_graph_that_root_asks_for_is_made_by_the_service_and_so_is_its_folder(place: SiteHome) -> None:
     shutil.rmtree(place.state / "onnx")
     folder = place.graphs(base_hash(default_base()))
