@@ -82,7 +82,9 @@ for one in $roles; do
 done
 systemctl daemon-reload
 echo "units are installed, and nothing was started or restarted. Next: deploy/systemd/README.md; after an update:"
-case $role in
-  server) echo "  systemctl restart nexus-server" ;;
-  client) echo "  systemctl restart 'nexus-client@*' 'nexus-serve@*'" ;;
-esac
+for one in $roles; do # all of them are new now, whichever was named
+  case $one in
+    server) echo "  systemctl restart nexus-server" ;;
+    client) echo "  systemctl restart 'nexus-client@*' 'nexus-serve@*'" ;;
+  esac
+done

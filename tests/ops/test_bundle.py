@@ -1,7 +1,9 @@
 """The bundle of `make bundle`: what is in it, and that it installs both programs where there is no network."""
 
+import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -85,6 +87,32 @@ def test_both_programs_are_installed_with_the_network_off_and_work(bundle: Path,
     assert (tmp_path / "server" / "server.toml").exists()
     report = json.loads(run(programs / "nexus-client", "--home", tmp_path, "--json", "bench", "--seconds", "0.1"))
     assert all(one["queries_per_second"] > 0 for one in report["measured"])
+
+
+def test_after_an_update_the_restart_of_every_role_of_the_machine_is_named(tmp_path: Path) -> None:
+    folder, stubs = tmp_path / "bundle", tmp_path / "bin"
+    shutil.copytree(DEPLOY / "systemd", folder / "deploy" / "systemd")
+    shutil.copy(DEPLOY / "bundle" / "install.sh", folder)
+    python = ".".join(map(str, sys.version_info[:2]))
+    (folder / "about.sh").write_text(f"VERSION=1 MACHINE={platform.machine()} PYTHON={python}\n")
+    files = [str(one.relative_to(folder)) for one in sorted(folder.rglob("*")) if one.is_file()]
+    (folder / "SHA256SUMS").write_text(told("sha256sum", *files, cwd=folder))
+    stubs.mkdir()
+    for name in ("systemctl", "systemd-sysusers"):
+        (stubs / name).write_text("#!/bin/sh\n")
+        (stubs / name).chmod(0o755)
+    release = f"/opt/nexus-1-{hashlib.sha256((folder / 'SHA256SUMS').read_bytes()).hexdigest()[:8]}"
+    machine = (  # where both roles are installed, and systemd runs; nothing of it is this machine's
+        "for one in /opt /etc /run /usr/local/bin; do mount -t tmpfs none $one; done; "
+        f"mkdir -p /etc/systemd/system /run/systemd/system {release}; printf 'client\nserver\n' > {release}/roles; "
+        f"ln -s {release} /opt/nexus; exec sh {folder}/install.sh client"
+    )
+    alone = [tool("unshare", "util-linux"), "--map-root-user", "--mount", "sh", "-euc", machine]
+    path = f"{stubs}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(alone, env={"PATH": path}, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("systemctl restart nexus-server\n") == 1
+    assert done.stdout.count("systemctl restart 'nexus-client@*' 'nexus-serve@*'\n") == 1
 
 
 def test_a_changed_byte_is_refused_before_anything_is_installed(bundle: Path, tmp_path: Path) -> None:
