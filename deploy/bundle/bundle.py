@@ -42,7 +42,8 @@ TAKEN: Final = (
     *(f"deploy/{name}" for name in ("systemd", "prometheus", "grafana", "jetson")),
     *(f"deploy/{name}.md" for name in ("README", "LIFECYCLE", "METRICS", "LICENCES")),
 )
-"""With the folders that it has in the repository, so that what a document says to type works in the bundle too."""
+"""With the folders that it has in the repository, so that what a document says to type works in the bundle too; but for
+making images (deploy/docker, and `build` of nexus-jetson.sh), which takes a clone: it compiles from the source."""
 NAMESPACE: Final = "nexus-bundle"  # of the signature: what `ssh-keygen -Y verify -n` is told
 OURS: Final = "nexus-federated"
 

@@ -34,6 +34,11 @@ test $# -gt 0 && shift
 case $command in
   build)
     test "$(uname -m)" = aarch64 || echo "note: this machine is $(uname -m), not a Jetson" >&2
+    test -e "$top/deploy/docker/client.Dockerfile" || {
+      echo "nexus-jetson.sh: an image is made from a clone of the repository, and $top is none; or load one that another" \
+        "machine made: docker load < nexus-client.tar" >&2
+      exit 1
+    }
     # shellcheck disable=SC2086
     $DOCKER build --file "$top/deploy/docker/client.Dockerfile" --tag "$IMAGE" "$top"
     ;;

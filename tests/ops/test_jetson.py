@@ -1,6 +1,7 @@
 """The script for a Jetson: what it has a container engine do, asked of one that only repeats it."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from tests.ops.tools import DEPLOY, tool
 SCRIPT = DEPLOY / "jetson/nexus-jetson.sh"
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["sh", str(SCRIPT), *map(str, arguments)],
+        ["sh", str(script), *map(str, arguments)],
         env=os.environ | {"DOCKER": "echo"},
         capture_output=True,
         text=True,
@@ -45,6 +46,16 @@ def test_only_a_command_of_the_people_may_write_the_settings(
     for part in ("--read-only", "--cap-drop ALL", "--security-opt no-new-privileges", f"{tmp_path}/a folder:/data:ro",
                  f"nexus-a-settings:/etc/nexus:{settings} "):  # fmt: skip
         assert part in done.stdout
+
+
+def test_an_image_is_made_of_a_clone_and_without_one_that_is_said(tmp_path: Path) -> None:
+    assert run("build").stdout.startswith(f"build --file {DEPLOY}/docker/client.Dockerfile")
+    in_a_bundle = tmp_path / "deploy" / "jetson" / SCRIPT.name
+    in_a_bundle.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, in_a_bundle)
+    done = run("build", script=in_a_bundle)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "from a clone of the repository" in done.stderr
 
 
 def test_text_that_is_not_there_starts_nothing(tmp_path: Path) -> None:
