@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from compose_spec import PyCompose
+from nexus_client import cli as client
+from nexus_server import cli as server
 
 from tests.ops.tools import DEPLOY, ROOT
 
@@ -88,6 +91,22 @@ def test_what_a_container_is_given_exists_here(name: str) -> None:
             assert source in COMPOSE["volumes"]
     for secret in COMPOSE["services"][name].get("secrets", []):
         assert secret in COMPOSE["secrets"]
+
+
+def test_every_command_of_the_readme_names_a_service_and_a_program_s_own_command() -> None:
+    commands = re.findall(r"docker compose ((?:exec|run|up) [^`\n]*)", (DOCKER / "README.md").read_text())
+    known = {"nexus-server": server.app, "nexus-client": client.app}
+    asked = 0
+    for text in commands:
+        service, *words = re.sub(r"(?<!\S)(?:(--entrypoint|-w) \S+|--?[\w-]+)", "", text).split()[1:]
+        assert service in COMPOSE["services"], text
+        if "--entrypoint" in text or text.startswith("up"):
+            continue
+        program = words.pop(0) if text.startswith("exec") else "nexus-server" if service == "server" else "nexus-client"
+        if program in known:
+            assert words[0] in typer.main.get_command(known[program]).commands, text  # type: ignore[attr-defined]
+            asked += 1
+    assert asked > 10
 
 
 @pytest.mark.parametrize("site", SITES)
