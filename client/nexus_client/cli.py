@@ -97,7 +97,7 @@ def join(
 
 @app.command()
 def check(context: typer.Context) -> None:
-    """Check data, certificate, port, clock, disk and model.
+    """Check data, certificate, port, clock, disk, log and model.
 
     \b
     Example: nexus-client check
