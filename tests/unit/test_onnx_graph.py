@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from nexus_client.onnx_graph import graft
-from nexus_common.adapter import DendriticAdapter
+from nexus_common.adapter import DendriticAdapter, unpadded
 from nexus_common.layout import WIDTH, Layout
 from onnx import TensorProto, helper, numpy_helper
 
@@ -70,7 +70,7 @@ def test_it_computes_the_adapter(
         if salience is None:
             right = adapter(torch.from_numpy(base)).numpy()
         else:
-            right = adapter(torch.from_numpy(TABLE[IDS]), torch.from_numpy(MASK)).numpy()
+            right = adapter(*unpadded(torch.from_numpy(TABLE[IDS]), torch.from_numpy(MASK))).numpy()
     assert np.abs(adapted - right).max() < 1e-6
     assert not base[2].any(), "all of this text is masked"
 
