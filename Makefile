@@ -19,14 +19,18 @@ torch = $(1) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r deploy/lock/torc
 PAI := $(if $(filter x86_64,$(shell uname -m)),pai)
 comma := ,
 
-.PHONY: demo test test-ops lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-search bench-choice bench-serve \
+.PHONY: demo test test-long test-ops lint bench bench-secagg bench-flower bench-sim bench-scale bench-dendrites bench-search bench-choice bench-serve \
         bench-speed bench-million bench-metrics chaos fuzz lock bundle dashboards screenshots licences check-aarch64 audit clean
 
 demo: $(VENV)/.runtime
 	@$(RUN) deploy/demo/demo.py
 
 test: $(VENV)/.dev $(OUTSIDE)/.made
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
+
+# Whole runs, outages and crashes in real processes, 20 seconds and more each: as much again.
+test-long: $(VENV)/.dev $(OUTSIDE)/.made
+	$(RUN) -m pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
 
 # What deploy/ ships, with the programs it is for (see .ci/run); here a test that lacks its program fails.
 test-ops: $(VENV)/.dev

@@ -9,6 +9,7 @@ import pytest
 pytestmark = pytest.mark.processes
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_half_a_minute_of_chaos_loses_nothing() -> None:
     command = [sys.executable, "-m", "tests.chaos.chaos", "--seconds", "30", "--seed", "11"]

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 from tests.federation.sim import SimSite
 from tests.processes.harness import Federation, until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 SITES = ("bank-a", "bank-b", "bank-c", "hospital-a", "hospital-b")
 AGENT = SITES[0]
 SIZES = pytest.mark.parametrize("n", [3, 5])

@@ -9,7 +9,7 @@ from nexus_common import certs
 from tests.federation.sim import SimSite
 from tests.processes.harness import Federation, until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 SITES, AGENTS = ("bank-a", "hospital-a", "hospital-b"), ("hospital-a", "hospital-b")
 
 

@@ -24,7 +24,7 @@ from tests.federation.sim import SimSite
 from tests.processes.harness import Federation, until
 from tests.processes.volume import Volume, needs_root, volume
 
-pytestmark = [pytest.mark.processes, needs_root]
+pytestmark = [pytest.mark.long, pytest.mark.processes, needs_root]
 SITES = ("bank-a", "bank-b", "bank-c", "hospital-a")
 AGENT = "hospital-a"
 FIRST = SITES[0]  # the site at whose turn the disk fills up

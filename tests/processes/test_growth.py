@@ -16,7 +16,7 @@ from nexus_common.versions import StoredAdapter
 from tests.federation.sim import SimSite
 from tests.processes.harness import Federation, until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 SITES, AGENTS = ("bank-a", "hospital-a", "hospital-b"), ("hospital-a", "hospital-b")
 HOPEFUL = [sys.executable, str(Path(__file__).with_name("hopeful_agent.py"))]
 SLOW = {"steps": 12, "batch_rows": 8}  # so that there is time to kill in a trial

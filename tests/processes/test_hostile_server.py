@@ -22,7 +22,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse  # i
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse  # isort: skip
 from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse  # isort: skip
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 SITE: Final = "bank-a"
 NODE: Final = 5
 MEGABYTES: Final = 200e6  # twice the largest message and its parts

@@ -12,7 +12,7 @@ from nexus_common.versions import StoredAdapter
 
 from tests.processes.harness import Federation, until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 SITES = ("bank-a", "hospital-a", "hospital-b")
 FOUR = (*SITES, "bank-b")
 QUICK = "[local]\nsteps = 5\nbatch_rows = 8\n[adapter]\nsalience = false\n"

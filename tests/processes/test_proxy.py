@@ -13,6 +13,7 @@ from tests.processes.harness import Federation, free_ports, until, write_rows
 
 SITES, AGENT = ("bank-a", "bank-b", "hospital-a"), "hospital-a"
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.processes,
     pytest.mark.skipif(shutil.which("tinyproxy") is None, reason="needs tinyproxy (apt-get install tinyproxy)"),
 ]

@@ -11,7 +11,7 @@ from nexus_common import certs
 from tests.federation.sim import SimSite
 from tests.processes.harness import Federation, until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 SITES, AGENT = ("bank-a", "bank-b", "hospital-a"), "hospital-a"
 
 

@@ -13,7 +13,7 @@ from nexus_common import certs, wire
 from tests.federation.sim import SimSite
 from tests.processes.harness import Federation, until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 SITES, AGENT = ("bank-a", "bank-b", "hospital-a"), "hospital-a"
 
 

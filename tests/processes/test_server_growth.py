@@ -10,7 +10,7 @@ from scipy.stats import theilslopes
 from tests.federation.sim import SimSite
 from tests.processes.harness import Federation, until
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.long]
 SITES = ("bank-a", "bank-b", "hospital-a")
 SETTLED, LEAKY, ROUNDS, LEAK = 15, 35, 45, 16384  # rounds, and bytes a round
 

@@ -152,6 +152,7 @@ def test_attached_the_model_says_what_it_said_and_only_the_adapter_trains() -> N
         attach(base)
 
 
+@pytest.mark.long
 def test_the_standard_script_changes_by_fewer_than_ten_lines_and_both_run(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="needs datasets and accelerate, as any trainer does")
     scripts = [SCRIPTS / "standard.py", SCRIPTS / "dendritic.py"]
