@@ -1,11 +1,7 @@
 """The jobs of the dendrites' benchmark: which arm on which set, in which setting, with which seed; their results."""
 
 import functools
-import json
 import math
-import os
-import re
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +10,7 @@ from typing import Any, Final
 import torch
 from nexus_common.recipe import LocalSettings
 
-from tests.bench import dendrite_noise, dendrite_training, simulate
+from tests.bench import dendrite_noise, dendrite_training, results, simulate
 from tests.bench.dendrite_arms import ARMS, Arm
 from tests.bench.dendrite_data import SETS, loaded
 
@@ -62,7 +58,7 @@ class Job:
     def file(self) -> Path:
         """Where its result is."""
         words = (self.set, self.kind, self.arm, self.part, str(self.seed))
-        return FOLDER / ("_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()) for word in words if word) + ".json")
+        return results.file_of(FOLDER, *words)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -79,21 +75,19 @@ class Job:
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, None where nothing was, or another job under that name."""
-        kept = json.loads(self.file.read_text()) if self.file.exists() else recorded().get(self.file.stem)
-        return kept if kept is not None and kept["job"] == self.described else None
+        return results.result_of(self, recorded())
 
 
 @functools.cache
 def recorded() -> dict[str, dict[str, Any]]:
     """The results of the record, by the name of their file."""
-    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
-    return {name: found for line in lines for name, found in json.loads(line).items()}
+    return results.read_record(RECORD)
 
 
 def record(jobs: Iterable[Job]) -> None:
     """Put all results that there are into the record."""
     there = {job.file.stem: found for job in jobs if (found := job.result()) is not None}
-    RECORD.write_text("".join(json.dumps({name: there[name]}, separators=(",", ":")) + "\n" for name in sorted(there)))
+    results.write_record(RECORD, there)
 
 
 def measured(job: Job) -> dict[str, Any]:
@@ -117,15 +111,7 @@ def measured(job: Job) -> dict[str, Any]:
 def run(job: Job, commit: str) -> float:
     """Measure, write the file whole, and say how many seconds it took."""
     torch.set_num_threads(1)
-    began = time.monotonic()
-    found = measured(job)
-    seconds = time.monotonic() - began
-    beside = job.file.with_suffix(f".{os.getpid()}")
-    where = f"torch {torch.__version__}, {dendrite_training.DEVICE.type}"
-    told = {"job": job.described, "code": commit, "seconds": round(seconds, 1), "where": where}
-    beside.write_text(json.dumps(told | found))
-    beside.replace(job.file)
-    return seconds
+    return results.measure(job, measured, commit, f"torch {torch.__version__}, {dendrite_training.DEVICE.type}")
 
 
 def jobs(seeds: int, fewer: int) -> Iterator[Job]:

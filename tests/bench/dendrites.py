@@ -9,24 +9,12 @@ test split.  ``--quick`` is one seed of STS-B; all of it takes hours.
 
 import argparse
 import os
-import subprocess
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
-from multiprocessing import get_context
 
-from tests.bench import simulate
+from tests.bench import results, simulate
 from tests.bench.data import require_data
 from tests.bench.dendrite_data import SETS, loaded
 from tests.bench.dendrite_jobs import FOLDER, RECORD, SETTINGS, jobs, record, run
 from tests.bench.dendrite_report import write
-
-
-def code() -> str:
-    """The commit that measures, with + where files have changed since."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=simulate.CACHE.parents[1],
-                           capture_output=True, text=True, check=False)  # fmt: skip
-    return found.stdout.strip() or "unknown"
 
 
 def main() -> None:
@@ -51,15 +39,7 @@ def main() -> None:
     for name in dict.fromkeys(job.set for job in missing):
         print(f"encoding {name} (once; kept in .bench/cache)", flush=True)
         simulate.encode(loaded(name).texts.items)
-    began, commit = time.monotonic(), code()
-    with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:  # CUDA allows no fork
-        running = {pool.submit(run, job, commit): job for job in missing}
-        for done, future in enumerate(as_completed(running), 1):
-            if future.exception():
-                pool.shutdown(cancel_futures=True)  # or the fault would be told hours later
-            took = future.result()
-            told = " / ".join(map(str, asdict(running[future]).values())).rstrip(" /")
-            print(f"{done} of {len(missing)}, {time.monotonic() - began:.0f} s: {told}: {took:.0f} s", flush=True)
+    results.measure_all(run, missing, arguments.workers)
     record(every)
     print(f"written: {write(every)}, {RECORD}")
 

@@ -8,17 +8,12 @@ its tables, at the end of ``tests/bench/RESULTS.md``, are written from it.  Hour
 """
 
 import argparse
-import json
 import os
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 
 import torch
 
-from tests.bench import dendrite_jobs, dendrite_report, simulate
+from tests.bench import dendrite_jobs, dendrite_report, results, simulate
 from tests.bench.data import require_data
-from tests.bench.dendrites import code
 from tests.bench.search_ideas import IDEAS
 from tests.bench.search_jobs import FOLDER, Job, jobs, measured, record
 from tests.bench.search_states import ALL, bank_of, loaded
@@ -29,14 +24,7 @@ DENDRITE_SEEDS = (5, 3)  # as make bench-dendrites has them
 def run(job: Job, commit: str) -> float:
     """Measure, write the file whole, and say how many seconds it took."""
     torch.set_num_threads(1)
-    began = time.monotonic()
-    found = measured(job)
-    seconds = time.monotonic() - began
-    told = {"job": job.described, "code": commit, "seconds": round(seconds, 1), "where": f"torch {torch.__version__}"}
-    beside = job.file.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(told | found))
-    beside.replace(job.file)
-    return seconds
+    return results.measure(job, measured, commit, f"torch {torch.__version__}")
 
 
 def main() -> None:
@@ -57,15 +45,7 @@ def main() -> None:
     for name in ALL if missing else ():
         print(f"encoding {name} (once; kept in .bench/cache)", flush=True)
         simulate.encode([*loaded(name).texts.items, *bank_of(name)])
-    began, commit = time.monotonic(), code()
-    with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
-        running = {pool.submit(run, job, commit): job for job in missing}
-        for done, future in enumerate(as_completed(running), 1):
-            if future.exception():
-                pool.shutdown(cancel_futures=True)  # or the fault would be told hours later
-            took = future.result()
-            told = f"{running[future]}: {took:.0f} s"
-            print(f"{done} of {len(missing)}, {time.monotonic() - began:.0f} s: {told}", flush=True)
+    results.measure_all(run, missing, arguments.workers)
     record(every)
     print(f"written: {dendrite_report.write(list(dendrite_jobs.jobs(*DENDRITE_SEEDS)))}")
 

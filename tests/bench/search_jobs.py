@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tests.bench import simulate
+from tests.bench import results, simulate
 from tests.bench.data import Retrieval
 from tests.bench.dendrite_data import Similarity
 from tests.bench.search_ideas import IDEAS, SHIPPED
@@ -34,14 +33,11 @@ class Job:
     seed: int
     part: str = ""
 
-    def __str__(self) -> str:
-        return " / ".join(map(str, asdict(self).values())).rstrip(" /")
-
     @property
     def file(self) -> Path:
         """Where its result is."""
         words = (self.set, self.kind, self.idea, self.part, str(self.seed))
-        return FOLDER / ("_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()) for word in words if word) + ".json")
+        return results.file_of(FOLDER, *words)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -54,21 +50,19 @@ class Job:
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, None where nothing was, or another job under that name."""
-        kept = json.loads(self.file.read_text()) if self.file.exists() else recorded().get(self.file.stem)
-        return kept if kept is not None and kept["job"] == self.described else None
+        return results.result_of(self, recorded())
 
 
 @functools.cache
 def recorded() -> dict[str, dict[str, Any]]:
     """The results of the record, by the name of their file."""
-    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
-    return {name: found for line in lines for name, found in json.loads(line).items()}
+    return results.read_record(RECORD)
 
 
 def record(jobs: Iterable[Job]) -> None:
     """Add the results that there are to the record."""
     there = recorded() | {job.file.stem: found for job in jobs if (found := job.result()) is not None}
-    RECORD.write_text("".join(json.dumps({name: there[name]}, separators=(",", ":")) + "\n" for name in sorted(there)))
+    results.write_record(RECORD, there)
     recorded.cache_clear()
 
 
