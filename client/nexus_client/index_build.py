@@ -67,10 +67,14 @@ class IndexBuild:
             self.old = open_current(self.folder)
         except NexusError:  # damaged: made again, from the vectors that are kept
             self.old = None
-        self._made = self.old.manifest if self.old else None
         self.base = base_hash(self.settings.base_folder)
         self.needed = needed(place, self.settings, self.base, self._made, asked)
         self._left_out = dict[str, str]()
+
+    @property
+    def _made(self) -> Manifest | None:
+        """What the old one holds."""
+        return self.old.manifest if self.old else None
 
     @property
     def due(self) -> bool:
@@ -162,7 +166,6 @@ class IndexBuild:
             contents = Contents(left, models, self._made.model_copy(update={"stamp": ""}))
             write_generation(self.folder, contents, self.vectors, self.old)
             self.old = open_current(self.folder)
-            self._made = self.old.manifest if self.old else None
 
     def _begun_anew(self, progress: Progress) -> Built:
         """What was encoded is kept."""
@@ -197,7 +200,7 @@ class IndexBuild:
     @property
     def _whole(self) -> Contents:
         """All that the index has to be up to."""
-        models = {name: self.models[name] for name in self.models}
+        models = self.models
         manifest = Manifest(
             base=self.base, precision=self.settings.precision, stamp=self.needed.stamp, passages="", rows=0, models={},
             digests={name: self.needed.models[name] for name in models}, left_out=self._left_out,

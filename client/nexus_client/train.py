@@ -53,14 +53,20 @@ class Learner:
     def embed(self, numbers: Ids) -> Tensor:
         """[n, 384] of length 1; each distinct number is computed once."""
         distinct, back = np.unique(numbers, return_inverse=True)
+        return self.project(self.pooled(distinct))[torch.from_numpy(back).to(self.device)]
+
+    def pooled(self, numbers: Ids) -> Tensor:
+        """x [n, 384]."""
         if self.adapter.salience is None:
-            x = self.states.pooled(distinct).to(self.device)  # [distinct, 384]
-        else:
-            states, lengths = self.states.tokens(distinct)
-            x = self.adapter.salience.pool(states.to(self.device), lengths.to(self.device))
+            return self.states.pooled(numbers).to(self.device)
+        states, lengths = self.states.tokens(numbers)
+        return self.adapter.salience.pool(states.to(self.device), lengths.to(self.device))
+
+    def project(self, x: Tensor) -> Tensor:
+        """[n, 384] -> [n, 384] of length 1, with a mask of dropout."""
         kept = (torch.rand(x.shape, generator=self.generator) >= self.dropout).to(self.device) / (1 - self.dropout)
         y = x + self.adapter.projection.layer(kept * x) - kept * x
-        return torch.nn.functional.normalize(y, dim=-1)[torch.from_numpy(back).to(self.device)]
+        return torch.nn.functional.normalize(y, dim=-1)
 
 
 def best_device() -> torch.device:

@@ -16,7 +16,7 @@ from nexus_common.adapter import DendriticLayer
 from nexus_common.layout import WIDTH, first_dendrite_values
 from torch import Tensor, nn
 
-from tests.bench.dendrite_arms import Small
+from tests.bench.dendrite_arms import Small, identity
 from tests.bench.search_states import KINDS, POSITIONS, SearchStates
 
 HEAD_DEVIATION: Final = 5  # of a further head's first values, in those of a dendrite (0.01)
@@ -76,14 +76,14 @@ class Model(nn.Module):
         self, pooling: Pooling | None, projection: nn.Module, features: str = "", *, layers: bool = False
     ) -> None:
         super().__init__()
-        self.pooling, self.projection, self.features, self.layers = pooling, projection, features, layers
+        self.salience, self.projection, self.features, self.layers = pooling, projection, features, layers
 
     def pooled(self, states: SearchStates, numbers: Ids) -> Tensor:
         """x [n, width]."""
-        if self.pooling is None:
+        if self.salience is None:
             x = states.pooled(numbers)
         else:
-            x = self.pooling(*states.tokens(numbers), states.features(self.features, numbers))
+            x = self.salience(*states.tokens(numbers), states.features(self.features, numbers))
         return torch.cat([x, states.layers(numbers)], dim=-1) if self.layers else x
 
     @property
@@ -95,11 +95,6 @@ class Model(nn.Module):
 @dataclass(frozen=True)
 class Pupil(Learner):
     """The product's learner over a ``Model``."""
-
-    def embed(self, numbers: Ids) -> Tensor:
-        """[n, 384] of length 1; each distinct number is computed once."""
-        distinct, back = np.unique(numbers, return_inverse=True)
-        return self.project(self.pooled(distinct))[torch.from_numpy(back)]
 
     def pooled(self, numbers: Ids) -> Tensor:
         """x [n, width]."""
@@ -161,7 +156,7 @@ def diagonal(seed: bytes) -> Model:
 
 def low_rank(rank: int) -> Maker:
     """Salience and a projection of rank r."""
-    return lambda seed: Model(Pooling(1, 0, seed), Small(rank, lambda x: x, seed))
+    return lambda seed: Model(Pooling(1, 0, seed), Small(rank, identity, seed))
 
 
 def dendritic(seed: bytes) -> Model:

@@ -5,20 +5,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from nexus_client.material import Ids, RankingTask, Task, size, texts_of
-from nexus_client.train import Learner, clipped, distillation, task_loss
+from nexus_client.train import Learner, clipped, distillation, make_optimiser, task_loss
 from nexus_common.layout import Vector
 from nexus_common.plan import Plan
 from nexus_common.recipe import LocalSettings
 from nexus_common.versions import trained_from
 from nexus_server.aggregate import make_optimiser as server_optimiser
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from tests.bench.dendrite_training import read, write
 from tests.bench.search_cascade import correlate
 from tests.bench.search_ideas import Idea, Pulls
 from tests.bench.search_models import Model, Pupil
@@ -188,27 +188,8 @@ def _prepared(idea: Idea, task: Task, states: SearchStates) -> Task:
     return replace(task, negatives=wrong)
 
 
-def make_optimiser(model: Model, settings: LocalSettings) -> torch.optim.Optimizer:
-    """Adam at the product's rates."""
-    groups: list[dict[str, Any]] = [{"params": list(model.projection.parameters()), "lr": settings.learning_rate}]
-    if model.pooling is not None:
-        groups.append({"params": list(model.pooling.parameters()), "lr": settings.salience_learning_rate})
-    return torch.optim.Adam([group for group in groups if group["params"]])
-
-
 def _parameters(model: nn.Module) -> Fixed:
     return [one.detach().clone() for one in model.parameters()]
-
-
-def read(model: nn.Module) -> Vector:
-    """All parameters as one vector."""
-    found: Vector = parameters_to_vector(model.parameters()).detach().numpy().copy()
-    return found
-
-
-def write(model: nn.Module, vector: Vector) -> None:
-    """The inverse of ``read``."""
-    vector_to_parameters(torch.from_numpy(vector.copy()), model.parameters())
 
 
 def embed(model: Model, states: SearchStates, numbers: Ids, total: int, at_once: int = 512) -> np.ndarray:
