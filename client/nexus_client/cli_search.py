@@ -86,6 +86,7 @@ def _serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="port (8765)", show_default=False)] = 8765,
     host: Annotated[str, typer.Option(help="address to listen on (127.0.0.1)", show_default=False)] = "127.0.0.1",
     token_file: Annotated[Path | None, typer.Option(help="file with the bearer token that clients must send")] = None,
+    name: Annotated[str | None, typer.Option(help="name of a TLS proxy before it, that clients use")] = None,
 ) -> None:
     """Serve embeddings in OpenAI's form, search, and a search page.
 
@@ -97,7 +98,7 @@ def _serve(
     token = None if token_file is None else read_token(token_file)  # root may be the only one who can
     place = place_to_write(context)
     logs.begin(place.site)
-    serve(place, host, port, token)
+    serve(place, host, port, token, name)
 
 
 class _Told:

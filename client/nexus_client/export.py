@@ -19,7 +19,6 @@ from nexus_client import model_card, stock_modules
 from nexus_client.embed import loaded
 from nexus_client.encoder_file import MOST_TOKENS, PRECISIONS, encoder_file
 from nexus_client.export_checks import (
-    MOST_LOST,
     PROBES,
     TOLERANCE,
     check_folder,
@@ -31,6 +30,7 @@ from nexus_client.export_checks import (
 from nexus_client.model_card import ONNX, Subject
 from nexus_client.model_list import BASE, Models
 from nexus_client.onnx_graph import Runner, graft, write_tokenizer
+from nexus_client.searched import MOST_LOST
 from nexus_client.shelf import Shelf
 from nexus_client.whole_folder import whole_folder
 from nexus_client.workspace import Workspace

@@ -25,7 +25,6 @@ from nexus_client.workspace import Workspace
 Embeddings = NDArray[np.float32]
 TOLERANCE: Final = 1e-5  # of a value of a vector of length 1
 BATCH: Final = 4  # of which the longest is as long as the model reads
-MOST_LOST: Final = 0.01  # of the score, by 8-bit weights
 PROBES: Final[tuple[str, ...]] = (
     "chest pain",
     "How long may a cannula stay in?",

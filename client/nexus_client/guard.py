@@ -9,6 +9,7 @@ import hmac
 import logging
 import time
 import traceback
+from dataclasses import dataclass
 from typing import Any, Final
 
 from nexus_common.connection import READS_AN_ANSWER_SECONDS, Connection, bare_name
@@ -44,12 +45,31 @@ class Metrics:
         self.model = Gauge("nexus_model_info", "Models in use", ["served", "search"], **named)
 
 
+@dataclass(frozen=True)
+class Names:
+    """What a server on loopback goes by: its own names, in plain HTTP, and that of a TLS proxy before it."""
+
+    own: frozenset[str]
+    proxy: str | None = None
+
+    @property
+    def all(self) -> frozenset[str]:
+        """In Host headers."""
+        return self.own | ({self.proxy} if self.proxy else set())
+
+    def has(self, origin: str) -> bool:
+        """Whether a page of this origin is one of ours."""
+        scheme, _, host = origin.partition("://")
+        name = bare_name(host)
+        return (scheme == "http" and name in self.own) or (scheme == "https" and name == self.proxy)
+
+
 class Guard:
     """An ASGI layer around the application."""
 
-    def __init__(self, app: Starlette, metrics: Metrics, token: str | None, hosts: frozenset[str] | None) -> None:
-        """``hosts`` are the names that this server goes by; None where the token takes care of that."""
-        self._app, self._metrics, self._token, self._hosts = app, metrics, token, hosts
+    def __init__(self, app: Starlette, metrics: Metrics, token: str | None, names: Names | None) -> None:
+        """``names`` is None where the token takes care of that."""
+        self._app, self._metrics, self._token, self._names = app, metrics, token, names
         self._routes = paths_of(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,13 +101,13 @@ class Guard:
             self._metrics.seconds.labels(route).observe(time.monotonic() - began)
 
     def _check(self, headers: Headers, path: str) -> None:
-        if self._hosts is not None:
-            origin = headers.get("origin", "").removeprefix("http://")
-            named = {bare_name(headers.get("host", "")), bare_name(origin or "localhost")}
+        if self._names is not None:
+            origin = headers.get("origin")
             foreign = path != "/" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-            if foreign or not named <= self._hosts:
+            ours = bare_name(headers.get("host", "")) in self._names.all and (not origin or self._names.has(origin))
+            if foreign or not ours:
                 raise ApiError(
-                    403, f"this server answers to {', '.join(sorted(self._hosts))} only, and to no other web page",
+                    403, f"this server answers to {', '.join(sorted(self._names.all))} only, and to no other web page",
                     code="wrong_host",
                 )  # fmt: skip
         given = headers.get("authorization", "").removeprefix("Bearer ").encode()

@@ -102,7 +102,7 @@ class IndexBuild:
     def vectors(self) -> Vectors:
         """What was encoded before."""
         (self.folder / "vectors").mkdir(mode=0o700, exist_ok=True)
-        return Vectors(self.folder / "vectors" / f"{self.base[:16]}-{self.settings.precision}")
+        return Vectors(self.place.vectors(self.base, self.settings.precision))
 
     @cached_property
     def missing(self) -> list[str]:
@@ -211,9 +211,9 @@ class IndexBuild:
 
     def sweep(self) -> None:
         """Older generations go, what was left of unfinished ones, and vectors of other encoders."""
-        current, store = current_name(self.folder), f"{self.base[:16]}-{self.settings.precision}"
+        current, store = current_name(self.folder), self.place.vectors(self.base, self.settings.precision)
         old = [one for one in generations(self.folder) if one.name != current]
-        old += [one for one in (self.folder / "vectors").glob("*") if one.name != store]
+        old += [one for one in (self.folder / "vectors").glob("*") if one != store]
         for one in old:
             shutil.rmtree(one)
 

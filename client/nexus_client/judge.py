@@ -102,11 +102,12 @@ def judge(
     *,
     shown: str | None = None,
     also: Mapping[str, str] = MappingProxyType({}),
+    given: Mapping[str, Embeddings] = MappingProxyType({}),
 ) -> Judged:
     """Judge keyword search, base, and each adapter; examples are of ``shown``, else of the last one.
 
-    ``also`` gives models a second name, under which they stand in the table too.  Where the judging part is empty, so
-    is all of it.
+    ``also`` gives models a second name, under which they stand in the table too; ``given`` are vectors [n, 384] from
+    elsewhere of the judging part's texts, as ``texts_of`` orders them.  Where that part is empty, so is all of it.
     """
     tasks = workspace.material.judge
     if not tasks:
@@ -116,6 +117,7 @@ def judge(
     embedded |= dict(zip(adapters, workspace.embed(list(adapters.values()), numbers), strict=True))
     found = {model: _scores(tasks, numbers, vectors) for model, vectors in embedded.items()}
     found |= {name: found[model] for name, model in also.items()}
+    found |= {name: _scores(tasks, numbers, vectors) for name, vectors in given.items()}
     texts = workspace.material.texts.items
     ranking = [task for task in tasks if isinstance(task, RankingTask)]
     lines: list[QualityLine] = []

@@ -1,6 +1,7 @@
 """From ``nexus-client serve`` to an open port: what may be opened to whom, and a clean end on SIGTERM."""
 
 import logging
+import re
 import signal
 import socket
 import stat
@@ -17,6 +18,7 @@ from nexus_common.errors import NexusError
 from nexus_common.notify import notify
 from nexus_common.ports import listen
 
+from nexus_client.guard import Names
 from nexus_client.index_build import graph_of
 from nexus_client.index_updates import IndexUpdates
 from nexus_client.light import LightEncoder
@@ -27,6 +29,7 @@ from nexus_client.snapshot import Snapshots
 log = logging.getLogger(__name__)
 LEAST_TOKEN: Final = 16
 MOST_CONNECTIONS: Final = 256
+NAME_PATTERN: Final = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
 STOP_WITHIN_SECONDS: Final = 3
 
 
@@ -51,12 +54,15 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(place: SiteHome, host: str, port: int, token: str | None) -> None:
-    """Answer until SIGTERM; NexusError where that cannot be."""
+def serve(place: SiteHome, host: str, port: int, token: str | None, name: str | None = None) -> None:
+    """Answer until SIGTERM; NexusError where that cannot be.  ``name`` is a TLS proxy's that passes requests on."""
     local = is_loopback(host)
-    if not local and token is None:
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
+        raise NexusError(f"--name {name[:100]!r} is no host name: as in search.hospital.example, no https://, no port")
+    if token is None and (name or not local):
+        opened = f"--name {name}" if local else f"--host {host}"
         raise NexusError(
-            f"--host {host} can be reached from other machines, and what is served is as private as the text: "
+            f"{opened} can be reached from other machines, and what is served is as private as the text: "
             "give --token-file FILE with a secret that clients send (openssl rand -hex 32 > FILE), or stay on 127.0.0.1"
         )
     settings = place.settings()
@@ -68,10 +74,10 @@ def serve(place: SiteHome, host: str, port: int, token: str | None) -> None:
     snapshots = Snapshots(place, base)
     service = Service(place.site, encoder, snapshots, IndexUpdates(place, settings, base))
     shown = f"[{host}]" if ":" in host else host
-    hosts = frozenset({shown, "localhost", "127.0.0.1", "[::1]"}) if local else None
+    names = Names(frozenset({shown, "localhost", "127.0.0.1", "[::1]"}), name and name.lower()) if local else None
     server = Server(
         uvicorn.Config(
-            service.app(token, hosts),
+            service.app(token, names),
             http=Connection,
             lifespan="on",
             timeout_keep_alive=int(HEAD_SECONDS),

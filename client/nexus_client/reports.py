@@ -13,10 +13,12 @@ from nexus_client.agent_api import EvaluateReport, PreviewReport
 from nexus_client.alone import default_recipe, train_alone
 from nexus_client.choice import choose
 from nexus_client.consent import Consent
+from nexus_client.evaluate import difference
 from nexus_client.judge import judge
 from nexus_client.judging import judge_newest
 from nexus_client.model_list import BASE, KINDS
 from nexus_client.rows import Pair, Row, Scored, Utterance
+from nexus_client.searched import MOST_LOST, judged_as_searched
 from nexus_client.shelf import Shelf, name_of
 from nexus_client.site import SiteHome
 from nexus_client.split import hold_out_warnings, side
@@ -24,6 +26,7 @@ from nexus_client.workspace import Workspace
 
 SHOWN_CHARACTERS = 200
 IN_USE = "in use"
+IN_SEARCH = "in search"
 
 
 def workspace_of(place: SiteHome) -> Workspace:
@@ -82,13 +85,22 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
     if not also and (kept := shelf.load(models.in_use)):
         adapters |= {IN_USE: (kept.layout, kept.vector)}
     shown = "federated" if "federated" in adapters else None
-    judged = judge(workspace, adapters, shown=shown, also=also)
+    searched = judged_as_searched(workspace, models.in_use)
+    given = {} if searched is None else {IN_SEARCH: searched}
+    judged = judge(workspace, adapters, shown=shown, also=also, given=given)
     verdict = ""
     if models.in_use != BASE and judged.rows:
         against_base = compare(judged.rows[IN_USE], judged.rows[BASE], max_loss)
         verdict = against_base.against(THE_BASE)
         if against_base.verdict == "cannot tell":
             warnings.append(f"the hold-out is too small to tell what the model in use is worth: {verdict}")
+    if IN_SEARCH in judged.rows and workspace.settings.precision == "int8":
+        lost = difference("score", judged.rows[IN_USE], judged.rows[IN_SEARCH])
+        if lost.mean > MOST_LOST:
+            warnings.append(
+                f"search's 8-bit weights lose {100 * lost.mean:.1f} points here ({100 * lost.low:.1f} to "
+                f'{100 * lost.high:.1f}, {lost.questions} questions); precision = "fp32" in site.toml takes the others'
+            )
     report = EvaluateReport(
         site=workspace.place.site,
         rows=workspace.rows.count,

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nexus_client import openai_api, search_page
-from nexus_client.guard import Bodies, Guard, Metrics, paths_of
+from nexus_client.guard import Bodies, Guard, Metrics, Names, paths_of
 from nexus_client.index_updates import IndexUpdates
 from nexus_client.light import Floats, LightEncoder, Pieces, groups
 from nexus_client.light_adapter import LightAdapter, pooled
@@ -45,7 +45,7 @@ class Service:
         self._turn, self._bodies, self.metrics = asyncio.Lock(), Bodies(), Metrics()
         self._count(snapshots.current)
 
-    def app(self, token: str | None, hosts: frozenset[str] | None) -> Guard:
+    def app(self, token: str | None, names: Names | None) -> Guard:
         """The ASGI application."""
         routes = [
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
@@ -61,7 +61,7 @@ class Service:
             ApiError: _refused, HTTPException: _no_route, Exception: _fault,
         }  # fmt: skip
         inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._watch)
-        return Guard(inner, self.metrics, token, hosts)
+        return Guard(inner, self.metrics, token, names)
 
     @asynccontextmanager
     async def _watch(self, _: Starlette) -> AsyncIterator[None]:

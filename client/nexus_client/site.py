@@ -174,6 +174,10 @@ class SiteHome:
         """The graphs of a base model."""
         return self.state / "onnx" / base_hash[:16]
 
+    def vectors(self, base: str, precision: str) -> Path:
+        """What the encoder said of the texts of the index, by the base model's hash and the graph's precision."""
+        return self.index_folder / "vectors" / f"{base[:16]}-{precision}"
+
     @property
     def keys(self) -> Path:
         """Keys and certificates."""

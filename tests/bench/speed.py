@@ -97,8 +97,8 @@ def main() -> None:
                         "batch": [row["text"] for row in documents[:PASSAGES]]})
         )  # fmt: skip
         here = Path(sys.executable)
-        names = {"NEXUS int8": here, "NEXUS int8, base": here, "NEXUS fp32": here, "onnxruntime fp32": here,
-                 "sentence-transformers": OUTSIDE, "fastembed": OUTSIDE}  # fmt: skip
+        names = {"NEXUS int8": here, "NEXUS int8, base": here, "NEXUS fp32": here, "onnxruntime int8": here,
+                 "onnxruntime fp32": here, "sentence-transformers": OUTSIDE, "fastembed": OUTSIDE}  # fmt: skip
         workers = [Worker(each, python, folder, arguments.threads) for each, python in names.items()]
         for _ in range(arguments.turns):
             for kind in ("single", "batch"):

@@ -33,14 +33,14 @@ def nexus(folder: Path, base: str, threads: int, precision: str, *, adapted: boo
     return embed
 
 
-def plain_onnxruntime(folder: Path, base: str, threads: int) -> Embed:
+def plain_onnxruntime(folder: Path, base: str, threads: int, precision: str) -> Embed:
     import numpy as np
     import onnxruntime
     from tokenizers import Tokenizer
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(folder / "encoder-fp32.onnx"), options)
+    session = onnxruntime.InferenceSession(str(folder / f"encoder-{precision}.onnx"), options)
     tokenizer = Tokenizer.from_file(f"{base}/tokenizer.json")
     tokenizer.enable_truncation(256)
     tokenizer.enable_padding()
@@ -99,7 +99,8 @@ def main() -> None:
         "NEXUS int8": lambda: nexus(folder, base, threads, "int8"),
         "NEXUS int8, base": lambda: nexus(folder, base, threads, "int8", adapted=False),
         "NEXUS fp32": lambda: nexus(folder, base, threads, "fp32"),
-        "onnxruntime fp32": lambda: plain_onnxruntime(folder, base, threads),
+        "onnxruntime int8": lambda: plain_onnxruntime(folder, base, threads, "int8"),
+        "onnxruntime fp32": lambda: plain_onnxruntime(folder, base, threads, "fp32"),
         "sentence-transformers": lambda: sentence_transformers(base, threads),
         "fastembed": lambda: fastembed(folder, base, threads),
     }

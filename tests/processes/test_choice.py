@@ -96,6 +96,14 @@ def test_evaluate_and_the_sites_page_say_why_and_a_person_may_use_it_all_the_sam
     assert facts["in use"].startswith("winter-3, pinned: a person said so")
 
 
+def test_evaluate_shows_what_search_finds_with_once_there_is_an_index(federation: Federation) -> None:
+    federation.ask("nexus-client", "index", "--site", LIKE[0])
+    found = federation.ask("nexus-client", "evaluate", "--site", LIKE[0])
+    by_model = {line["model"]: line["mean"] for line in found["lines"] if line["metric"] == "nDCG@10"}
+    assert abs(by_model["in search"] - by_model["in use"]) < 0.1
+    assert by_model["in search"] > by_model["base"]
+
+
 def test_a_site_that_was_away_takes_off_what_was_withdrawn_of_an_earlier_run(federation: Federation) -> None:
     gone, state = "winter-3", federation.home / "sites" / LIKE[0] / "state"
     federation.ask("nexus-client", "use", gone, "--site", LIKE[0])

@@ -273,6 +273,8 @@ def test_a_wider_address_needs_a_token_and_a_token_opens_it(tmp_path: Path, grap
         return done.stderr
 
     assert "give --token-file FILE" in refusal("--host", ANYWHERE)
+    assert "give --token-file FILE" in refusal("--name", "search.hospital.example")
+    assert "is no host name" in refusal("--name", "https://search.hospital.example")
     file.write_text(token)
     file.chmod(0o644)
     assert "chmod 600" in refusal("--token-file", str(file))
@@ -288,3 +290,21 @@ def test_a_wider_address_needs_a_token_and_a_token_opens_it(tmp_path: Path, grap
         assert "cannot listen on 127.0.0.1 port" in refusal("--port", str(served.port))
         for path in ("/healthz", "/"):
             assert served.http.get(path, headers={"Authorization": ""}).status_code == 200
+
+
+def test_behind_a_proxy_it_answers_to_the_proxys_name_too(tmp_path: Path, graphs: Path) -> None:
+    place, token, name = make_site(tmp_path, graphs), "0123456789abcdef0123", "search.hospital.example"
+    file = tmp_path / "token"
+    file.write_text(token)
+    file.chmod(0o600)
+    with Serving(place, "--name", name, "--token-file", str(file), token=token) as served:
+
+        def status(host: str, origin: str | None = None) -> int:
+            more = {} if origin is None else {"Origin": origin}
+            return served.http.get("/v1/models", headers={"Host": host} | more).status_code
+
+        assert [status(name), status(name, f"https://{name}"), status(f"{name}:443", f"https://{name}")] == [200] * 3
+        assert [status("localhost"), status("127.0.0.1", "http://127.0.0.1")] == [200] * 2
+        assert status(name, f"http://{name}") == 403, "a page in plain HTTP could be anybody's"
+        assert [status(f"x.{name}"), status(name, f"https://{name}.evil.example"), status(name, "null")] == [403] * 3
+        assert served.http.get("/v1/models", headers={"Host": name, "Authorization": ""}).status_code == 401
