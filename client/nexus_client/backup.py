@@ -15,7 +15,7 @@ from typing import Final
 
 from nexus_common import __version__, archive, audit
 from nexus_common.account import act_as_owner, as_owner
-from nexus_common.archive import Archive, Contents
+from nexus_common.archive import BACKED_UP, Archive, Contents
 from nexus_common.audit import AuditLog
 from nexus_common.config import SITE_PATTERN
 from nexus_common.disk import make_above, sync_folder, write_durably
@@ -58,7 +58,7 @@ def back_up(place: SiteHome, file: Path) -> tuple[int, str, str]:
             )
             digest = archive.pack(out, contents, sources)
     with as_owner(place.state):
-        head = AuditLog(place.audit_file).append("backed up", files=len(sources), sha256=digest)
+        head = AuditLog(place.audit_file).append(BACKED_UP, files=len(sources), sha256=digest)
     return len(sources), digest, head
 
 

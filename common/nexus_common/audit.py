@@ -2,7 +2,7 @@
 
 What cannot be logged is not sent: ``append`` returns once its line is on the disk, or raises.  ``verify`` finds a
 changed, missing, inserted or reordered line; a log changed at its end, cut, or written anew as a whole is told apart
-only by a head noted elsewhere, which is what ``announce`` is for.  The file is its owner's alone (mode 0600),
+only by a head noted elsewhere, which is what ``syslog.py`` is for.  The file is its owner's alone (mode 0600),
 who is the folder's owner where root begins it.
 """
 
@@ -12,13 +12,11 @@ import json
 import math
 import os
 import shutil
-import socket
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from logging.handlers import SysLogHandler
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,10 +24,11 @@ from nexus_common.disk import give_away, sync_folder
 from nexus_common.errors import NexusError, Unreadable
 
 Fact = str | int | float | list[str] | None
+Record = dict[str, Any]
+"""A line: ``n``, ``at``, ``event``, the facts, ``previous``."""
 MAX_LINE_BYTES: Final = 1 << 16  # with its newline
 MAX_TEXT: Final = 500  # characters of one text
 ZEROS: Final = "0" * 64
-SYSLOG: Final = "/dev/log"
 _FIELDS: Final[dict[str, type]] = {"n": int, "at": str, "event": str, "previous": str}
 
 
@@ -113,13 +112,13 @@ class AuditLog:
         return line
 
 
-def verify(path: Path, since: str | None = None) -> Head:
+def verify(path: Path, since: str | None = None, look: Callable[[Record], object] = lambda _: None) -> Head:
     """Check every line against the one before, and that the log once ended at ``since``; return the head.
 
     A changed *last* line has no successor to disagree with it: only ``since``, a head noted on paper or in syslog,
     finds that, a cut end, and a log written anew by somebody who may write the file.  NexusError names file, line and
     what is wrong: Unreadable where nothing is known of the chain, Unfinished where all but a part of a last line is
-    whole.  A missing file is an empty log.
+    whole.  A missing file is an empty log.  ``look`` is shown each line that follows from the one before.
     """
     since = ZEROS if since is None else since.strip().lower()
     if len(since) != 64 or not set(since) <= set(string.hexdigits):
@@ -127,7 +126,8 @@ def verify(path: Path, since: str | None = None) -> Head:
     head, found, unfinished = Head(0, ZEROS), since == ZEROS, None
     try:
         for number, line in _lines(path):
-            head = _follow(path, head, number, line)
+            head, record = _follow(path, head, number, line)
+            look(record)
             found = found or head.hash == since
     except Unfinished as problem:
         unfinished = problem
@@ -140,8 +140,8 @@ def verify(path: Path, since: str | None = None) -> Head:
     return head
 
 
-def _follow(path: Path, head: Head, number: int, line: bytes) -> Head:
-    """The head after one more line."""
+def _follow(path: Path, head: Head, number: int, line: bytes) -> tuple[Head, Record]:
+    """The head after one more line, and what that says."""
     record = _parse(path, f"line {number}", line)
     if record["n"] != number:
         what = f"has number {record['n']}, expected {number}: a line is missing, inserted or out of order"
@@ -149,11 +149,11 @@ def _follow(path: Path, head: Head, number: int, line: bytes) -> Head:
     if record["previous"] != head.hash:
         where = f"line {number - 1} or the one after it" if head.lines else "line 1"
         raise _damaged(path, where, f"was changed: line {number} does not follow from what is before it")
-    return Head(number, _hash(line))
+    return Head(number, _hash(line)), record
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines as dicts, unverified: ``n``, ``at``, ``event``, the facts, ``previous``.
+def read(path: Path) -> Iterator[Record]:
+    """The lines, unverified.
 
     NexusError at a line that is none.  Nothing for a missing file.  Texts may hold control characters.
     """
@@ -170,20 +170,6 @@ def copy(path: Path, target: Path) -> None:
                 shutil.copyfileobj(file, out)
         except FileNotFoundError:
             return
-
-
-def announce(program: str, head: Head) -> bool:
-    """Send the head to the local syslog, which the log's owner cannot rewrite; whether it was taken.
-
-    A socket of our own, since ``syslog.syslog`` does not tell and ``SysLogHandler`` blocks while the queue is full.
-    """
-    priority = SysLogHandler.LOG_AUTHPRIV << 3 | SysLogHandler.LOG_NOTICE
-    text = f"<{priority}>{program}: audit log of {program}: {head.lines} lines, head {head.hash}"
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
-        syslog.setblocking(False)
-        syslog.connect(SYSLOG)
-        return syslog.send(text.encode()) > 0
-    return False
 
 
 def _replace_end(fd: int, start: int, torn: bytes, data: bytes) -> None:
@@ -228,7 +214,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise Unreadable(f"the audit log {path} cannot be read ({error.strerror}); read it as its owner") from error
 
 
-def _parse(path: Path, where: str, line: bytes) -> dict[str, Any]:
+def _parse(path: Path, where: str, line: bytes) -> Record:
     try:
         record = json.loads(line.decode())
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ import typer
 
 from nexus_common import audit
 from nexus_common.cli import show
+from nexus_common.syslog import announce
 
 VerifyOption = Annotated[bool, typer.Option("--verify", help="check that no line was changed, lost or moved")]
 SinceOption = Annotated[str | None, typer.Option("--from", help="a head noted earlier: nothing before it was cut")]
@@ -17,7 +18,7 @@ def show_audit(context: typer.Context, path: Path, program: str, *, verify: bool
     verify = verify or since is not None
     head = audit.verify(path, since)
     lines = [] if verify else list(audit.read(path))
-    noted = "also in the system's log" if audit.announce(program, head) else "no system log answers here: note it"
+    noted = "also in the system's log" if announce(program, head) else "no system log answers here: note it"
     last = f"{head.lines} lines, head {head.hash} ({noted})"
     if since:
         last += "\nwhole: no line was changed, lost, moved or cut"

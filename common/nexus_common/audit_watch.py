@@ -8,14 +8,17 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
-from nexus_common.audit import Head, Unfinished, announce, verify
+from nexus_common.archive import BACKED_UP
+from nexus_common.audit import Head, Record, Unfinished, verify
 from nexus_common.errors import NexusError, Unreadable
+from nexus_common.syslog import announce
 
 log = logging.getLogger(__name__)
 EVERY_SECONDS: Final = 3600.0
@@ -23,10 +26,14 @@ AFTER_FAULT_SECONDS: Final = 60.0
 
 
 class AuditWatch:
-    """``valid`` is None until the log was verified once, and while it cannot be read: nothing is known of it then."""
+    """``valid`` is None until the log was verified once, and while it cannot be read: nothing is known of it then.
 
-    def __init__(self, path: Path, program: str) -> None:
-        self._path, self._program = path, program
+    Of backups it tells too, which an event ``outdated_by`` makes worthless.
+    """
+
+    def __init__(self, path: Path, program: str, outdated_by: str | None = None) -> None:
+        self._path, self._program, self._outdated_by = path, program, outdated_by
+        self._backups = _Backups(outdated_by)
         self._head: str | None = None
         self._was_broken = False
         self._broken: int | None = None  # the file that was found so, by its inode; None where it was not there
@@ -68,11 +75,14 @@ class AuditWatch:
 
     def _verified(self) -> Head:
         """Part of a last line is what a power cut leaves, or a full disk: the next append cuts it off and says so."""
+        backups = _Backups(self._outdated_by)
         try:
-            return verify(self._path, self._head)
+            head = verify(self._path, self._head, backups.look)
         except Unfinished as problem:
             log.warning("%s", problem)
-            return problem.head
+            head = problem.head
+        self._backups = backups
+        return head
 
     def _say(self, problem: Exception) -> None:
         """Log it once."""
@@ -81,8 +91,37 @@ class AuditWatch:
         self._said = str(problem)
 
     def families(self, prefix: str) -> Iterator[Metric]:
-        """Whether the chain holds, and when that was found."""
-        if self.valid is not None:
-            yield GaugeMetricFamily(f"{prefix}_audit_chain_valid", "1: the audit log is whole; 0: not", self.valid)
-            told = "When the audit log was last verified"
-            yield GaugeMetricFamily(f"{prefix}_audit_chain_verified_timestamp_seconds", told, self._at)
+        """Whether the chain holds, and when that was found; since when nothing was backed up."""
+        if self.valid is None:
+            return
+        yield GaugeMetricFamily(f"{prefix}_audit_chain_valid", "1: the audit log is whole; 0: not", self.valid)
+        told = "When the audit log was last verified"
+        yield GaugeMetricFamily(f"{prefix}_audit_chain_verified_timestamp_seconds", told, self._at)
+        if (since := self._backups.since) is not None:
+            told = "When the last backup was made, or where none was, the audit log begun"
+            yield GaugeMetricFamily(f"{prefix}_backed_up_timestamp_seconds", told, since)
+
+
+class _Backups:
+    """What the lines of a log say of them."""
+
+    def __init__(self, outdated_by: str | None) -> None:
+        self._outdated_by = outdated_by
+        self._began: str | None = None
+        self._made: str | None = None
+
+    def look(self, line: Record) -> None:
+        """One more line."""
+        self._began = self._began or line["at"]
+        if line["event"] == BACKED_UP:
+            self._made = line["at"]
+        elif line["event"] == self._outdated_by:
+            self._made = None
+
+    @property
+    def since(self) -> float | None:
+        """Since when nothing was, in Unix seconds; None where no line tells a time."""
+        try:
+            return datetime.fromisoformat(self._made or self._began or "").timestamp()
+        except ValueError:
+            return None

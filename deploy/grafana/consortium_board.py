@@ -69,12 +69,23 @@ HEALTHY = [
         steps={None: RED, 3 * DAY: ORANGE, 14 * DAY: GREEN},
     ),
     Panel(
+        "When was the last backup?",
+        "Time since the server was backed up, or where it never was since the log began, as the audit "
+        "log tells it. After eight days: alert NexusBackupOld.",
+        "dtdurations",
+        {"{{instance}}": "time() - nexus_server_backed_up_timestamp_seconds{@}"},
+        kind="figures",
+        empty="the audit log was not verified yet",
+        width=4,
+        steps={None: GREEN, 2 * DAY: ORANGE, 8 * DAY: RED},
+    ),
+    Panel(
         "Is there room on the disk of the state folder?",
         "Free space of the disk that holds versions, keys and the audit log. Without any the server refuses to begin "
         "rounds; nothing is deleted by itself.",
         "percentunit",
         {"{{volume}}": "nexus_server_storage_free_bytes{@} / nexus_server_storage_size_bytes{@}"},
-        width=6,
+        width=4,
         steps={None: RED, 0.1: ORANGE, 0.2: GREEN},
         most=1,
     ),
@@ -84,7 +95,7 @@ HEALTHY = [
         "short",
         {"{{code}}": "sum by (code) (increase(nexus_server_refusals_total{@}[1h])) > 0"},
         empty="nothing was refused",
-        width=6,
+        width=5,
     ),
     Panel(
         "How are requests answered?",
@@ -92,7 +103,7 @@ HEALTHY = [
         "reqps",
         {"{{code}}": "sum by (code) (rate(nexus_server_http_requests_total{@}[$__rate_interval]))"},
         empty="no request in this time",
-        width=6,
+        width=5,
     ),
 ]
 MISSING = [

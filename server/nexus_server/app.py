@@ -24,7 +24,7 @@ from nexus_server.admin_api import SERVICE
 from nexus_server.ca import ROTATE_DAYS, CertificateAuthority, CertificateFiles
 from nexus_server.conductor import Conductor
 from nexus_server.door import SiteConnection, make_app, open_door
-from nexus_server.enrolment import Enrolment
+from nexus_server.enrolment import NEW_KEY, Enrolment
 from nexus_server.exchange import GridExchange
 from nexus_server.gate import Counted, KnownSite
 from nexus_server.grid import LocalGrid
@@ -74,7 +74,7 @@ class Server:
         self.conductor = Conductor(self.registry, exchange, self._identities, audit, metrics)
         self.renewal = Renewal(self.registry, exchange, self.authority, audit)
         self.grid.state.on_restart = lambda node: self.conductor.site_left(self.grid.site_of[node])
-        self._audit_watch = AuditWatch(audit.path, "nexus-server")
+        self._audit_watch = AuditWatch(audit.path, "nexus-server", outdated_by=NEW_KEY)
         beside = (self.authority, self.conductor, exchange, self._audit_watch)
         metrics.registry.register(Stored(self.settings.name, self.registry, *beside))
         self._metrics = Exposition(metrics.registry, self.settings.metrics)

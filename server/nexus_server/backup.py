@@ -15,7 +15,7 @@ from typing import Final
 
 from nexus_common import __version__, archive, audit
 from nexus_common.account import act_as_owner, as_owner
-from nexus_common.archive import Archive, Contents
+from nexus_common.archive import BACKED_UP, Archive, Contents
 from nexus_common.audit import AuditLog
 from nexus_common.disk import make_above, sync_folder, write_durably
 from nexus_common.errors import NexusError
@@ -26,7 +26,6 @@ from nexus_server.registry import Registry
 from nexus_server.settings import audit_file, read_settings
 
 KIND: Final = "nexus-server"
-BACKED_UP: Final = "backed up"  # the line in the audit log, by which `check` knows a backup's age
 TRIES: Final = 20
 _PARTS: Final = ("state", "keys", "audit.jsonl", "server.toml")  # as they come back; the last says that all is there
 _UNFINISHED: Final = ".restoring"

@@ -14,21 +14,22 @@ from typing import Any, Final
 
 from cryptography import x509
 from nexus_common import audit, certs
+from nexus_common.archive import BACKED_UP
 from nexus_common.authorities import Authorities
 from nexus_common.checks import CheckLine, CheckReport, check_log, line
 from nexus_common.disk import LEAST_FREE_BYTES
 from nexus_common.errors import NexusError
 
 from nexus_server.asking import start
-from nexus_server.backup import BACKED_UP, KIND
+from nexus_server.backup import KIND
 from nexus_server.ca import RENEW_SERVER_DAYS, ROTATE_DAYS, CertificateFiles
 from nexus_server.check_state import check_database, check_ports, check_reach, is_running
+from nexus_server.enrolment import NEW_KEY
 from nexus_server.settings import audit_file, read_settings
 
 LEAST_SHARE: Final = 0.1  # of the disk, below which the alert DiskLow fires too
 BACKUP_DAYS: Final = 7
 CLOCK_SECONDS: Final = 60.0
-NEW_KEY: Final = "authority replaced"
 
 
 class ServerReport(CheckReport):

@@ -38,6 +38,7 @@ from nexus_server.settings import ServerSettingsFile
 log = logging.getLogger(__name__)
 RESERVED: Final = "server"  # /var/lib/nexus/server is this program's own
 INVITE_DAYS: Final = 7
+NEW_KEY: Final = "authority replaced"  # the line in the audit log
 _DONE: Final = {JOIN: "enrolled", RENEW: "certificate renewed", REPLACE: "keys replaced"}
 
 
@@ -87,9 +88,7 @@ class Enrolment:
             self.authority.rotate(self.settings.hosts, distrust=distrust)
             ended = self.registry.end_invitations()
         self.close()  # what it shows is of the key before; an invitation from now on opens it again
-        self.audit.append(
-            "authority replaced", key=certs.key_hash(self.authority.certificate).hex(), vouched=not distrust
-        )
+        self.audit.append(NEW_KEY, key=certs.key_hash(self.authority.certificate).hex(), vouched=not distrust)
         log.info("the CA has a new key; invitations ended: %s", ", ".join(ended) or "none")
         return ended
 

@@ -87,6 +87,7 @@ VALID, VERIFIED, BUILD = (
 SITE_VALID, SITE_VERIFIED, SITE_BUILD = (
     of_site(name) for name in ("audit_chain_valid", "audit_chain_verified_timestamp_seconds", "build_info")
 )
+SAVED, SITE_SAVED = of_server("backed_up_timestamp_seconds"), of_site("backed_up_timestamp_seconds")
 NIGHTS = {WAITING: "0x479 _x960 0x480", RESTING: "_x480 0x959 _x480"}  # of eight hours
 NONE_NEW = {COMMITTED: "5" + LONG}
 SELDOM = "0+1x2 3x3 4x3 " + " ".join(f"{count}x9" for count in range(5, 30))
@@ -277,6 +278,11 @@ OF_SERVER: Final[dict[str, list[Fires | Not]]] = {
         Not("for two hours", 120, AUDIT | {VERIFIED: "0" + LONG}),
         Not("it is verified every hour", 300, AUDIT | {VERIFIED: "0+60" + LONG}),
     ],
+    "NexusBackupOld": [
+        Fires("for nine days", 9 * 24 * 60, {SAVED: "0x13000"}, "the server was not backed up for 9d 0h 0m 0s", SERVER),
+        Not("for a week", 7 * 24 * 60, {SAVED: "0x12000"}),
+        Not("it was, after nine", 9 * 24 * 60 + 10, {SAVED: f"0x12960 {9 * DAY}x20"}),
+    ],
 }
 OF_SITE: Final[dict[str, list[Fires | Not]]] = {
     "NexusAgentDown": [
@@ -403,5 +409,12 @@ OF_SITE: Final[dict[str, list[Fires | Not]]] = {
         Not("it has paused", 240, {SITE_PAUSED: SELDOM}),
         Not("seven, and no more", 20, {SITE_REFUSED: "0+1x7 7x30"}),
         Not("ten, half an hour ago", 45, {SITE_REFUSED: "0+1x9 10x60"}),
+    ],
+    "NexusSiteBackupOld": [
+        Fires(
+            "for nine days", 9 * 24 * 60, {SITE_SAVED: "0x13000"}, "hospital-a was not backed up for 9d 0h 0m 0s", SITE
+        ),
+        Not("for a week", 7 * 24 * 60, {SITE_SAVED: "0x12000"}),
+        Not("it was, after nine", 9 * 24 * 60 + 10, {SITE_SAVED: f"0x12960 {9 * DAY}x20"}),
     ],
 }

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nexus_common import audit
-from nexus_common.audit import MAX_LINE_BYTES, ZEROS, AuditLog, Head, announce, read, verify
+from nexus_common.audit import MAX_LINE_BYTES, ZEROS, AuditLog, Head, read, verify
 from nexus_common.errors import NexusError
+from nexus_common.syslog import announce
 
 
 def run(script: str, path: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -395,26 +395,26 @@ def test_a_writer_killed_in_the_middle_of_a_line_leaves_a_log_that_goes_on(path:
 
 
 @pytest.fixture
-def syslog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
-    monkeypatch.setattr(audit, "SYSLOG", str(tmp_path / "log"))
-    daemon = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    daemon.bind(str(tmp_path / "log"))
-    return daemon
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
+    monkeypatch.setattr("nexus_common.syslog.SYSLOG", str(tmp_path / "log"))
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    made.bind(str(tmp_path / "log"))
+    return made
 
 
-def test_a_head_is_announced_to_syslog(syslog: socket.socket) -> None:
-    with syslog:
+def test_a_head_is_announced_to_syslog(daemon: socket.socket) -> None:
+    with daemon:
         assert announce("nexus-client", Head(12, "ab" * 32))
         text = "nexus-client: audit log of nexus-client: 12 lines, head " + "ab" * 32
-        assert syslog.recv(1000) == b"<85>" + text.encode()  # authpriv.notice
+        assert daemon.recv(1000) == b"<85>" + text.encode()  # authpriv.notice
 
 
-def test_a_syslog_that_reads_nothing_blocks_nobody(syslog: socket.socket) -> None:
-    with syslog:
+def test_a_syslog_that_reads_nothing_blocks_nobody(daemon: socket.socket) -> None:
+    with daemon:
         sent = [announce("nexus-client", Head(12, "ab" * 32)) for _ in range(5000)]
     assert not sent[-1]
 
 
 def test_where_no_syslog_runs_the_announcement_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "SYSLOG", str(tmp_path / "none"))
+    monkeypatch.setattr("nexus_common.syslog.SYSLOG", str(tmp_path / "none"))
     assert not announce("nexus-client", Head(12, "ab" * 32))

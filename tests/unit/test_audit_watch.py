@@ -3,10 +3,10 @@
 import errno
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
-from nexus_common import audit
 from nexus_common.audit import AuditLog, verify
 from nexus_common.audit_watch import AuditWatch
 
@@ -28,6 +28,28 @@ def test_nothing_is_told_before_the_first_look(tmp_path: Path) -> None:
     watch.look()
     assert told(watch)["x_audit_chain_valid"] == 1
     assert told(watch)["x_audit_chain_verified_timestamp_seconds"] > 1e9
+
+
+def test_the_last_backup_that_still_holds_is_told_or_when_the_log_began(tmp_path: Path) -> None:
+    log, _ = log_of(tmp_path)
+    watch = AuditWatch(log.path, "nexus-x", outdated_by="authority replaced")
+
+    def since() -> float:
+        watch.look()
+        return told(watch)["x_backed_up_timestamp_seconds"]
+
+    began = since()
+    assert since() == began, "none yet"
+    log.append("backed up")
+    first = since()
+    assert first >= began
+    log.append("event")
+    assert since() == first
+    time.sleep(0.01)
+    log.append("backed up")
+    assert since() > first
+    log.append("authority replaced")
+    assert since() == began, "what was backed up has a key that no site pins any more"
 
 
 def test_a_changed_line_is_found_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -104,7 +126,7 @@ def test_each_head_that_was_verified_is_announced(
     log, watch = log_of(tmp_path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
         daemon.bind(str(tmp_path / "syslog"))
-        monkeypatch.setattr(audit, "SYSLOG", str(tmp_path / "syslog"))
+        monkeypatch.setattr("nexus_common.syslog.SYSLOG", str(tmp_path / "syslog"))
         watch.look()
         head = verify(log.path).hash
         assert daemon.recv(1000).decode().endswith(f"nexus-x: audit log of nexus-x: 3 lines, head {head}")
