@@ -27,7 +27,8 @@ class Pulls:
 class Idea:
     """One way to train.  ``local`` and ``server`` change the plan's settings, ``rows`` the site's tasks; ``averaged``
     versions at the end are judged as their mean; ``sharpness`` is SAM's radius; ``cascade`` trains a dendrite on the
-    residual error before it is wired in.
+    residual error before it is wired in.  ``settled`` rounds at the end have server step 1; ``falling`` rates fall to 0
+    within a round; salience is ``held`` after so many rounds; ``scored`` pairs are distilled too.
     """
 
     name: str
@@ -41,6 +42,10 @@ class Idea:
     averaged: int = 1
     sharpness: float = 0.0
     cascade: bool = False
+    settled: int = 0
+    falling: bool = False
+    held: int | None = None
+    scored: bool = True
 
     @property
     def described(self) -> dict[str, Any]:
@@ -89,6 +94,14 @@ IDEAS: Final = {
         Idea("relations 3", "general similarity is cosines, not vectors: hold those alone and let all turn",
              local={"distillation": 0.0}, pulls=Pulls(relations=3.0)),
         Idea("relations 10", "more so", local={"distillation": 0.0}, pulls=Pulls(relations=10.0)),
+        Idea("scored pairs not distilled", "their loss is small, and their texts are general already", scored=False),
+        Idea("server step 1", "with step 2 what pulls back is doubled too, and overshoots", server={"step": 1.0}),
+        Idea("server step 1.5", "less so", server={"step": 1.5}),
+        Idea("step 1 in the last three rounds", "fast first, then what overshot comes to rest", settled=3),
+        Idea("step 1 in the last five rounds", "longer", settled=5),
+        Idea("rates that fall in a round", "Adam begins anew in every round, and its last steps are as large as its "
+             "first", falling=True),
+        Idea("salience held after three rounds", "a site's index is then encoded anew once, not for each version", held=3),
         Idea("server step 4", "sites without common intents pull in different directions, so their mean is a sixth of "
              "each", server={"step": 4.0}),
         Idea("server step 6", "the sum of six, not their mean", server={"step": 6.0}),

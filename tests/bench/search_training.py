@@ -71,9 +71,12 @@ def trained(idea: Idea, name: str, states: SearchStates, seed: int, *, pooled: b
             correlate(model, [(p, partial(_drawn, s), s.rng) for p, s in zip(pupils, sites, strict=True)], settings)
             vector = read(model)
         begins = vector if pooled else trained_from(plan, number, vector)
+        if idea.held == number and model.salience is not None:
+            model.salience.requires_grad_(requires_grad=False)
         updates = [update(idea, model, begins, birth, site, states, settings) for site in sites]
         mean = np.mean(updates, axis=0, dtype=np.float64)
-        vector = vector + updates[0] if pooled else server.apply(begins, mean)
+        settles = pooled or number >= plan.rounds - idea.settled
+        vector = (begins + mean).astype(np.float32) if settles else server.apply(begins, mean)
         versions.append(vector)
     write(model, np.mean(versions[-idea.averaged :], axis=0, dtype=np.float64).astype(np.float32))
     return model
@@ -87,11 +90,16 @@ def update(
     generator = torch.Generator().manual_seed(int(site.rng.integers(2**63)))
     learner = Pupil(model, states, CPU, settings.dropout, generator)  # type: ignore[arg-type]
     optimiser, texts, start = make_optimiser(model, settings), texts_of(site.tasks), _parameters(model)
-    for _ in range(settings.steps):
+    rates = [group["lr"] for group in optimiser.param_groups]
+    for step in range(settings.steps):
         task = _drawn(site)
+        distilled = idea.scored or isinstance(task, RankingTask)
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - step / settings.steps) if idea.falling else rate
 
-        def loss(task: Task = task, rng: np.random.Generator = site.rng) -> Tensor:
-            found = task_loss(learner, task, settings, rng) + distillation(learner, task, texts, settings, rng)
+        def loss(task: Task = task, rng: np.random.Generator = site.rng, *, distilled: bool = distilled) -> Tensor:
+            found = task_loss(learner, task, settings, rng)
+            found = found + distillation(learner, task, texts, settings, rng) if distilled else found
             return found + _pulled(idea.pulls, learner, task, texts, settings, rng, birth, start)
 
         optimiser.zero_grad()
