@@ -99,9 +99,13 @@ IDEAS: Final = {
         Idea("server step 1.5", "less so", server={"step": 1.5}),
         Idea("step 1 in the last three rounds", "fast first, then what overshot comes to rest", settled=3),
         Idea("step 1 in the last five rounds", "longer", settled=5),
+        Idea("server step 3, 1 in the last three", "faster still at first", server={"step": 3.0}, settled=3),
+        Idea("server step 4, 1 in the last three", "more so", server={"step": 4.0}, settled=3),
+        Idea("server step 4, 1 in the last five", "and longer at rest", server={"step": 4.0}, settled=5),
         Idea("rates that fall in a round", "Adam begins anew in every round, and its last steps are as large as its "
              "first", falling=True),
-        Idea("salience held after three rounds", "a site's index is then encoded anew once, not for each version", held=3),
+        Idea("salience held after three rounds", "a site's index is then encoded anew once, not for each version",
+             held=3),
         Idea("server step 4", "sites without common intents pull in different directions, so their mean is a sixth of "
              "each", server={"step": 4.0}),
         Idea("server step 6", "the sum of six, not their mean", server={"step": 6.0}),
