@@ -27,8 +27,8 @@ class Pulls:
 class Idea:
     """One way to train.  ``local`` and ``server`` change the plan's settings, ``rows`` the site's tasks; ``averaged``
     versions at the end are judged as their mean; ``sharpness`` is SAM's radius; ``cascade`` trains a dendrite on the
-    residual error before it is wired in.  ``settled`` rounds at the end have server step 1; ``falling`` rates fall to 0
-    within a round; salience is ``held`` after so many rounds; ``scored`` pairs are distilled too.
+    residual error before it is wired in.  ``falling`` rates fall to 0 within a round; salience is ``held`` after so
+    many rounds; ``scored`` pairs are distilled too.
     """
 
     name: str
@@ -42,7 +42,6 @@ class Idea:
     averaged: int = 1
     sharpness: float = 0.0
     cascade: bool = False
-    settled: int = 0
     falling: bool = False
     held: int | None = None
     scored: bool = True
@@ -60,7 +59,8 @@ IDEAS: Final = {
     for idea in (
         Idea("without distillation", "salience and a linear projection alone: what was shipped before",
              local={"distillation": 0.0}),
-        Idea(SHIPPED, "salience and a linear projection, distillation 1: what every gain is counted from"),
+        Idea(SHIPPED, "salience and a linear projection, distillation 1, server step 2 and at the end 1: what every "
+             "gain is counted from"),
         Idea("projection alone", "what salience is worth", models.projection_alone),
         Idea("salience alone", "384 parameters: little to win, and little that noise could spoil",
              models.salience_alone),
@@ -96,12 +96,11 @@ IDEAS: Final = {
         Idea("relations 10", "more so", local={"distillation": 0.0}, pulls=Pulls(relations=10.0)),
         Idea("scored pairs not distilled", "their loss is small, and their texts are general already", scored=False),
         Idea("server step 1", "with step 2 what pulls back is doubled too, and overshoots", server={"step": 1.0}),
-        Idea("server step 1.5", "less so", server={"step": 1.5}),
-        Idea("step 1 in the last three rounds", "fast first, then what overshot comes to rest", settled=3),
-        Idea("step 1 in the last five rounds", "longer", settled=5),
-        Idea("server step 3, 1 in the last three", "faster still at first", server={"step": 3.0}, settled=3),
-        Idea("server step 4, 1 in the last three", "more so", server={"step": 4.0}, settled=3),
-        Idea("server step 4, 1 in the last five", "and longer at rest", server={"step": 4.0}, settled=5),
+        Idea("server step 1.5", "less so", server={"step": 1.5, "settle_rounds": 0}),
+        Idea("server step 2 to the end", "what was shipped first: is it the overshooting, then?",
+             server={"settle_rounds": 0}),
+        Idea("step 1 in the last five rounds", "longer at rest", server={"settle_rounds": 5}),
+        Idea("server step 3", "faster at first, and then at rest", server={"step": 3.0}),
         Idea("rates that fall in a round", "Adam begins anew in every round, and its last steps are as large as its "
              "first", falling=True),
         Idea("salience held after three rounds", "a site's index is then encoded anew once, not for each version",
@@ -109,8 +108,15 @@ IDEAS: Final = {
         Idea("server step 4", "sites without common intents pull in different directions, so their mean is a sixth of "
              "each", server={"step": 4.0}),
         Idea("server step 6", "the sum of six, not their mean", server={"step": 6.0}),
-        Idea("server momentum", "what rounds agree on adds up (FedAvgM, Hsu et al. 2019)",
-             server={"optimiser": "fedavgm", "momentum": 0.7, "step": 1.0}),
+        Idea("server momentum 0.5", "what rounds agree on adds up, and what swings does not (FedAvgM, Hsu et al. 2019)",
+             server={"optimiser": "fedavgm", "momentum": 0.5, "step": 1.0}),
+        Idea("server momentum 0.6", "more of it", server={"optimiser": "fedavgm", "momentum": 0.6, "step": 1.0}),
+        Idea("server momentum 0.7", "more of it", server={"optimiser": "fedavgm", "momentum": 0.7, "step": 1.0}),
+        Idea("server momentum 0.8", "more of it", server={"optimiser": "fedavgm", "momentum": 0.8, "step": 1.0}),
+        Idea("server momentum 0.8, step 0.7", "as much in the end, and slower",
+             server={"optimiser": "fedavgm", "momentum": 0.8, "step": 0.7}),
+        Idea("server momentum 0.7, distillation 1.5", "it goes further, so hold it more",
+             server={"optimiser": "fedavgm", "momentum": 0.7, "step": 1.0}, local={"distillation": 1.5}),
         Idea("FedAdam 0.003", "each parameter a step of its own size (Reddi et al. 2021)",
              server={"optimiser": "fedadam", "step": 0.003}),
         Idea("FedAdam 0.01", "a larger one", server={"optimiser": "fedadam", "step": 0.01}),
