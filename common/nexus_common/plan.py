@@ -43,14 +43,13 @@ RunName = Annotated[SiteName, Field(max_length=MAX_NAME)]
 class ServerSettings(Settings):
     """``[server]``: how a round's mean update becomes the next version.
 
-    In the last ``settle_rounds`` rounds ``step`` is 1 at most: what distillation pulls back is doubled by a step of 2,
-    overshoots, and has to come to rest.
+    By default by momentum (Hsu et al. 2019): what rounds agree on adds up to 3.5 times a mean update, and what swings
+    does not.  A plain step of 2 doubles what distillation pulls back, and overshoots.
     """
 
-    optimiser: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
-    step: Positive = 2.0
-    settle_rounds: Annotated[int, Field(ge=0, le=100_000)] = 3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    optimiser: Literal["fedavg", "fedavgm", "fedadam"] = "fedavgm"
+    step: Positive = 0.7
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.8
     second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99
     epsilon: Positive = 1e-4
 
@@ -176,11 +175,6 @@ class Plan(Recipe):
         """Every form that the run's adapter may take; where sites report no loss and score, it cannot grow."""
         told = {"loss", "score"} <= {*self.aggregation.figures} and self.privacy is None
         return super().stages if told else super().stages[:1]
-
-    def step_after(self, rounds: int) -> float:
-        """The server's step in the round after so many; at most half of all rounds settle."""
-        last = self.rounds - rounds <= min(self.server.settle_rounds, self.rounds // 2)
-        return min(self.server.step, 1.0) if last else self.server.step
 
     @property
     def most_inputs(self) -> int:

@@ -19,9 +19,9 @@ class FedAvg:
     def __init__(self, settings: ServerSettings, dim: int) -> None:
         self.settings, self.dim = settings, dim
 
-    def apply(self, weights: Vector, mean: NDArray[np.float64], step: float) -> Vector:
+    def apply(self, weights: Vector, mean: NDArray[np.float64]) -> Vector:
         """The next version [dim] float32."""
-        return (weights + step * self.direction(mean)).astype(np.float32)
+        return (weights + self.settings.step * self.direction(mean)).astype(np.float32)
 
     def direction(self, mean: NDArray[np.float64]) -> NDArray[np.float64]:
         """What is added, before the step size."""

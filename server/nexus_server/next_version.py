@@ -38,7 +38,7 @@ def next_version(registry: Registry, run: Run, found: Sum) -> Next | None:
     optimiser = make_optimiser(plan.server, form.dim)
     optimiser.restore(registry.optimiser_state(run))
     begins = trained_from(plan, run.round, registry.vector(plan.name, run.round))
-    after = optimiser.apply(begins, found.mean, plan.step_after(run.done))
+    after = optimiser.apply(begins, found.mean)
     if not np.isfinite(after).all():
         return None
     stage = _next_stage(registry, run, found)

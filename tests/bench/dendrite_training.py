@@ -161,7 +161,7 @@ def plan_of(arm: Arm, sites: list[str], seed: int) -> Plan:
         "activation": layout.activation,
         "seed": seed,
     }
-    before = {"local": {"distillation": 0.0}, "server": {"settle_rounds": 0}}  # both came later; as in SETTINGS
+    before = {"local": {"distillation": 0.0}, "server": {"optimiser": "fedavg", "step": 2.0}}  # as in SETTINGS
     return make_plan(sites, name="bench", rounds=10, min_cohort=len(sites), adapter=place, **before)
 
 
@@ -195,7 +195,7 @@ def rounds(
             for t, r in work
         ]
         mean = np.mean(updates, axis=0, dtype=np.float64)
-        vector = vector + updates[0] if pooled else server.apply(begins, mean, plan.step_after(number))
+        vector = vector + updates[0] if pooled else server.apply(begins, mean)
     write(adapter, vector)
     found = embed(adapter, states, data.judged_texts, len(data.texts.items))
     judged = {"curve": [_judged(name, found, out)], "parameters": live(adapter)}

@@ -75,7 +75,7 @@ def trained(idea: Idea, name: str, states: SearchStates, seed: int, *, pooled: b
             model.salience.requires_grad_(requires_grad=False)
         updates = [update(idea, model, begins, birth, site, states, settings) for site in sites]
         mean = np.mean(updates, axis=0, dtype=np.float64)
-        vector = vector + updates[0] if pooled else server.apply(begins, mean, plan.step_after(number))
+        vector = vector + updates[0] if pooled else server.apply(begins, mean)
         versions.append(vector)
     write(model, np.mean(versions[-idea.averaged :], axis=0, dtype=np.float64).astype(np.float32))
     return model

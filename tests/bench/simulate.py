@@ -76,8 +76,7 @@ def unmasked(plan: Plan, tasks: dict[str, list[Task]], states: States, seed: int
     vector = plan.adapter.layout.first_vector(plan.adapter.seed_bytes)
     for number in range(plan.rounds):
         begins = trained_from(plan, number, vector)
-        mean = np.mean([site.update(begins) for site in sites], axis=0, dtype=np.float64)
-        vector = optimiser.apply(begins, mean, plan.step_after(number))
+        vector = optimiser.apply(begins, np.mean([site.update(begins) for site in sites], axis=0, dtype=np.float64))
     return vector
 
 

@@ -84,7 +84,7 @@ class Chaos:
             rounds=1000,
             gather_seconds=5.0,
             local={"steps": 3, "batch_rows": 8, "clip_norm": 20.0},
-            server={"step": 1.0},
+            server={"optimiser": "fedavg", "step": 1.0},
             aggregation={"slots": 5, "range": 1.0},
             adapter={"salience": False},
             growth={"patience": 1, "trial_rounds": 6, "candidates": ("projection",)},

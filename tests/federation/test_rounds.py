@@ -29,7 +29,7 @@ def plan_of(names: tuple[str, ...], **settings: object) -> Plan:
         "min_cohort": 3,
         "gather_seconds": 0.0,
         "local": {"clip_norm": 1000.0},
-        "server": {"step": 1.0},
+        "server": {"optimiser": "fedavg", "step": 1.0},
         "aggregation": {"slots": 4, "range": 1.0},
     } | settings
     return make_plan(names, **fields)

@@ -87,7 +87,7 @@ def plan_of(federation: Federation, name: str, n: int, rounds: int) -> Plan:
         SITES[:n],
         rounds=rounds,
         local={"clip_norm": 20.0, "steps": 1, "batch_rows": 8},
-        server={"step": 1.0},
+        server={"optimiser": "fedavg", "step": 1.0},
         aggregation={"slots": 1, "range": 1.0},
         adapter={"salience": False},
     )

@@ -89,7 +89,7 @@ def plan_of(federation: Federation, name: str, sites: tuple[str, ...]) -> Plan:
         rounds=1000,
         gather_seconds=1.0,
         local={"clip_norm": 20.0, "steps": 1, "batch_rows": 8},
-        server={"step": 1.0},
+        server={"optimiser": "fedavg", "step": 1.0},
         aggregation={"slots": 4, "range": 1.0},
         adapter={"salience": False},
     )

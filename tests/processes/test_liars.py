@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "gather_seconds": 3.0,
     "round_deadline_seconds": 5.0,
     "local": {"clip_norm": 1000.0},
-    "server": {"step": 1.0},
+    "server": {"optimiser": "fedavg", "step": 1.0},
     "aggregation": {"slots": 4, "range": 1.0},
 }
 

@@ -23,7 +23,7 @@ def means() -> list[np.ndarray]:
 
 def weights_after(made: FedAvg, weights: np.ndarray, updates: list[np.ndarray]) -> np.ndarray:
     for update in updates:
-        weights = made.apply(weights, update, SETTINGS["step"])
+        weights = made.apply(weights, update)
     return weights
 
 

@@ -211,20 +211,3 @@ def test_a_refused_plans_text_is_not_repeated() -> None:
     with pytest.raises(Refusal) as problem:
         plan_from_wire(plan().canonical.replace(b'"demo"', b'"Zacharias Quillfeather"'))
     assert "Quillfeather" not in str(problem.value)
-
-
-@pytest.mark.parametrize(
-    ("rounds", "server", "steps"),
-    [
-        (10, {}, [2.0] * 7 + [1.0] * 3),
-        (4, {}, [2.0, 2.0, 1.0, 1.0]),
-        (1, {}, [2.0]),
-        (3, {"settle_rounds": 0}, [2.0] * 3),
-        (4, {"optimiser": "fedadam", "step": 0.003}, [0.003] * 4),
-    ],
-)
-def test_the_servers_step_is_1_at_most_in_the_last_rounds(
-    rounds: int, server: dict[str, object], steps: list[float]
-) -> None:
-    plan = make_plan("abc", rounds=rounds, server=server)
-    assert [plan.step_after(done) for done in range(rounds)] == steps

@@ -143,7 +143,6 @@ def test_every_setting_of_a_plan_is_on_its_page() -> None:
         "clip_norm": 9.5,
     }
     server = {"optimiser": "fedadam", "step": 1.75, "momentum": 0.81, "second_moment": 0.93, "epsilon": 0.0007}
-    server |= {"settle_rounds": 4}
     plan = make_plan(
         FIVE,
         **{"local": local, "server": server, "rounds": 13, "min_cohort": 4, "base_model": "cd" * 32},

@@ -34,7 +34,7 @@ def test_no_honest_server_leaves_the_reach(
         mean = np.full(dim, limit) if kind == "same" else rng.choice([-limit, limit], dim)
         if kind == "late" and number < plan.rounds - 1:
             mean[:] = 0
-        vector = made.apply(vector, mean, plan.step_after(number))
+        vector = made.apply(vector, mean)
     check_reach(plan, plan.rounds, vector)
 
 
