@@ -15,8 +15,9 @@ from typing import Final
 
 from nexus_common import __version__, archive, audit
 from nexus_common.account import act_as_owner, as_owner
-from nexus_common.archive import BACKED_UP, Archive, Contents
+from nexus_common.archive import Archive, Contents
 from nexus_common.audit import AuditLog
+from nexus_common.backup_age import BACKED_UP, RESTORED
 from nexus_common.config import SITE_PATTERN
 from nexus_common.disk import make_above, sync_folder, write_durably
 from nexus_common.errors import NexusError
@@ -129,7 +130,7 @@ def _end_approvals(staging: Path, contents: Contents) -> list[str]:
     approved = read_policy(policy).approved_plans
     names = {plan.hash.hex(): plan.name for plan in Consent(place).proposals()}
     rewrite_policy(policy, lambda _: {"approved_plans": []})
-    AuditLog(place.audit_file).append("restored", made=int(contents.made), approvals_ended=list(approved))
+    AuditLog(place.audit_file).append(RESTORED, made=int(contents.made), approvals_ended=list(approved))
     return [names.get(one, one) for one in approved]
 
 

@@ -53,7 +53,7 @@ class Names:
     proxy: str | None = None
 
     @property
-    def all(self) -> frozenset[str]:
+    def hosts(self) -> frozenset[str]:
         """In Host headers."""
         return self.own | ({self.proxy} if self.proxy else set())
 
@@ -104,10 +104,12 @@ class Guard:
         if self._names is not None:
             origin = headers.get("origin")
             foreign = path != "/" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-            ours = bare_name(headers.get("host", "")) in self._names.all and (not origin or self._names.has(origin))
+            ours = bare_name(headers.get("host", "")) in self._names.hosts and (not origin or self._names.has(origin))
             if foreign or not ours:
+                proxy = "" if self._names.proxy else "; for a TLS proxy before it: serve --name NAME --token-file FILE"
+                names = ", ".join(sorted(self._names.hosts))
                 raise ApiError(
-                    403, f"this server answers to {', '.join(sorted(self._names.all))} only, and to no other web page",
+                    403, f"this server answers to {names} only, and to no other web page{proxy}",
                     code="wrong_host",
                 )  # fmt: skip
         given = headers.get("authorization", "").removeprefix("Bearer ").encode()

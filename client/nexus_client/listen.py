@@ -59,11 +59,15 @@ def serve(place: SiteHome, host: str, port: int, token: str | None, name: str | 
     local = is_loopback(host)
     if name is not None and not re.fullmatch(NAME_PATTERN, name):
         raise NexusError(f"--name {name[:100]!r} is no host name: as in search.hospital.example, no https://, no port")
-    if token is None and (name or not local):
-        opened = f"--name {name}" if local else f"--host {host}"
+    if name is not None and not local:
         raise NexusError(
-            f"{opened} can be reached from other machines, and what is served is as private as the text: "
-            "give --token-file FILE with a secret that clients send (openssl rand -hex 32 > FILE), or stay on 127.0.0.1"
+            f"--name is for a proxy on this machine; with --host {host} any name is answered to: leave it out"
+        )
+    if token is None and (name or not local):
+        opened, instead = ("--name", "leave it out") if local else (f"--host {host}", "stay on 127.0.0.1")
+        raise NexusError(
+            f"{opened} lets other machines ask, and what is served is as private as the text: give --token-file FILE "
+            f"with a secret that clients send (openssl rand -hex 32 > FILE), or {instead}"
         )
     settings = place.settings()
     base = base_hash(settings.base_folder)

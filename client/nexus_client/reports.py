@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nexus_common.disk import write_durably
+from nexus_common.errors import NexusError
 from nexus_common.layout import Layout, Vector
 from nexus_common.recipe import Recipe, read_recipe
 from nexus_common.versions import StoredAdapter
@@ -14,7 +15,7 @@ from nexus_client.alone import default_recipe, train_alone
 from nexus_client.choice import choose
 from nexus_client.consent import Consent
 from nexus_client.evaluate import difference
-from nexus_client.judge import judge
+from nexus_client.judge import Embeddings, judge
 from nexus_client.judging import judge_newest
 from nexus_client.model_list import BASE, KINDS
 from nexus_client.rows import Pair, Row, Scored, Utterance
@@ -85,8 +86,12 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
     if not also and (kept := shelf.load(models.in_use)):
         adapters |= {IN_USE: (kept.layout, kept.vector)}
     shown = "federated" if "federated" in adapters else None
-    searched = judged_as_searched(workspace, models.in_use)
-    given = {} if searched is None else {IN_SEARCH: searched}
+    given = dict[str, Embeddings]()
+    try:
+        if (searched := judged_as_searched(workspace, models.in_use)) is not None:
+            given[IN_SEARCH] = searched
+    except NexusError as problem:
+        warnings.append(f"what search finds with was not judged: {problem}")
     judged = judge(workspace, adapters, shown=shown, also=also, given=given)
     verdict = ""
     if models.in_use != BASE and judged.rows:
@@ -94,12 +99,13 @@ def evaluate(workspace: Workspace) -> EvaluateReport:
         verdict = against_base.against(THE_BASE)
         if against_base.verdict == "cannot tell":
             warnings.append(f"the hold-out is too small to tell what the model in use is worth: {verdict}")
-    if IN_SEARCH in judged.rows and workspace.settings.precision == "int8":
+    if IN_SEARCH in judged.rows:
         lost = difference("score", judged.rows[IN_USE], judged.rows[IN_SEARCH])
-        if lost.mean > MOST_LOST:
+        if lost.mean > MOST_LOST and lost.verdict == "better":
             warnings.append(
-                f"search's 8-bit weights lose {100 * lost.mean:.1f} points here ({100 * lost.low:.1f} to "
-                f'{100 * lost.high:.1f}, {lost.questions} questions); precision = "fp32" in site.toml takes the others'
+                f"search loses {100 * lost.mean:.1f} points with the weights that it runs ({100 * lost.low:.1f} to "
+                f'{100 * lost.high:.1f}, {lost.questions} questions); with precision = "fp32" in site.toml, and agent '
+                "and serve started again, it takes 32-bit weights, more memory, and encodes all passages again"
             )
     report = EvaluateReport(
         site=workspace.place.site,

@@ -25,7 +25,6 @@ from nexus_common.disk import FULL, LEAST_FREE_BYTES, room, shortage, sync_folde
 from nexus_common.errors import NexusError
 
 LIST: Final = "contents.json"
-BACKED_UP: Final = "backed up"  # the line in the audit log, by which a backup's age is known
 MOST_FILES: Final = 100_000
 MOST_LIST_BYTES: Final = 32 << 20
 PIECE: Final = 1 << 20

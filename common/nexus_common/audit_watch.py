@@ -8,15 +8,14 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
-from nexus_common.archive import BACKED_UP
-from nexus_common.audit import Head, Record, Unfinished, verify
+from nexus_common.audit import Head, Unfinished, verify
+from nexus_common.backup_age import BackupAge
 from nexus_common.errors import NexusError, Unreadable
 from nexus_common.syslog import announce
 
@@ -33,7 +32,7 @@ class AuditWatch:
 
     def __init__(self, path: Path, program: str, outdated_by: str | None = None) -> None:
         self._path, self._program, self._outdated_by = path, program, outdated_by
-        self._backups = _Backups(outdated_by)
+        self._backups = BackupAge(outdated_by)
         self._head: str | None = None
         self._was_broken = False
         self._broken: int | None = None  # the file that was found so, by its inode; None where it was not there
@@ -75,7 +74,7 @@ class AuditWatch:
 
     def _verified(self) -> Head:
         """Part of a last line is what a power cut leaves, or a full disk: the next append cuts it off and says so."""
-        backups = _Backups(self._outdated_by)
+        backups = BackupAge(self._outdated_by)
         try:
             head = verify(self._path, self._head, backups.look)
         except Unfinished as problem:
@@ -97,31 +96,9 @@ class AuditWatch:
         yield GaugeMetricFamily(f"{prefix}_audit_chain_valid", "1: the audit log is whole; 0: not", self.valid)
         told = "When the audit log was last verified"
         yield GaugeMetricFamily(f"{prefix}_audit_chain_verified_timestamp_seconds", told, self._at)
-        if (since := self._backups.since) is not None:
+        if (since := self._backups.made or self._backups.began) is not None:
             told = "When the last backup was made, or where none was, the audit log begun"
             yield GaugeMetricFamily(f"{prefix}_backed_up_timestamp_seconds", told, since)
-
-
-class _Backups:
-    """What the lines of a log say of them."""
-
-    def __init__(self, outdated_by: str | None) -> None:
-        self._outdated_by = outdated_by
-        self._began: str | None = None
-        self._made: str | None = None
-
-    def look(self, line: Record) -> None:
-        """One more line."""
-        self._began = self._began or line["at"]
-        if line["event"] == BACKED_UP:
-            self._made = line["at"]
-        elif line["event"] == self._outdated_by:
-            self._made = None
-
-    @property
-    def since(self) -> float | None:
-        """Since when nothing was, in Unix seconds; None where no line tells a time."""
-        try:
-            return datetime.fromisoformat(self._made or self._began or "").timestamp()
-        except ValueError:
-            return None
+        if self._outdated_by is not None:
+            told = "1: the last backup has keys that are no longer in use"
+            yield GaugeMetricFamily(f"{prefix}_backup_outdated", told, self._backups.outdated)

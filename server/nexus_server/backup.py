@@ -15,8 +15,9 @@ from typing import Final
 
 from nexus_common import __version__, archive, audit
 from nexus_common.account import act_as_owner, as_owner
-from nexus_common.archive import BACKED_UP, Archive, Contents
+from nexus_common.archive import Archive, Contents
 from nexus_common.audit import AuditLog
+from nexus_common.backup_age import BACKED_UP, RESTORED
 from nexus_common.disk import make_above, sync_folder, write_durably
 from nexus_common.errors import NexusError
 
@@ -178,7 +179,7 @@ def _complete(staging: Path, contents: Contents) -> list[str]:
         ended = registry.end_invitations()
     if missing := [name for name in files_named(database) if not (staging / "state" / f"{name}.safetensors").is_file()]:
         raise NexusError(f"the backup lacks {missing[0]}.safetensors, which its database names; take another")
-    AuditLog(audit_file(staging)).append("restored", made=int(contents.made), invitations_ended=ended)
+    AuditLog(audit_file(staging)).append(RESTORED, made=int(contents.made), invitations_ended=ended)
     return ended
 
 

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 from nexus_common import audit, certs
-from nexus_common.archive import BACKED_UP
 from nexus_common.authorities import Authorities
+from nexus_common.backup_age import BackupAge
 from nexus_common.checks import CheckLine, CheckReport, check_log, line
 from nexus_common.disk import LEAST_FREE_BYTES
 from nexus_common.errors import NexusError
@@ -141,38 +141,33 @@ def _log(home: Path, now: float) -> Iterator[CheckLine]:
     yield found
     if found.state == "fault":
         return
-    newest, backed_up, new_key = _last_lines(path)
-    yield _clock(newest, now)
-    yield _backup(backed_up, new_key, now)
-
-
-def _last_lines(path: Path) -> list[dict[str, Any] | None]:
-    """The last line, the last of a backup, the last of a new key of the CA."""
-    last: dict[str, dict[str, Any]] = {}
+    last, backups = 0.0, BackupAge(NEW_KEY)
     with suppress(audit.Unfinished):
         for one in audit.read(path):
-            last[""] = last[str(one["event"])] = one
-    return [last.get(event) for event in ("", BACKED_UP, NEW_KEY)]
+            last = dt.datetime.fromisoformat(one["at"]).timestamp()
+            backups.look(one)
+    yield _clock(last, now)
+    yield _backup(backups, now)
 
 
-def _at(found: dict[str, Any]) -> float:
-    return dt.datetime.fromisoformat(found["at"]).timestamp()
-
-
-def _clock(last: dict[str, Any] | None, now: float) -> CheckLine:
-    if last is not None and _at(last) > now + CLOCK_SECONDS:
-        told = f"this machine says {dt.datetime.fromtimestamp(now, dt.UTC):%Y-%m-%dT%H:%MZ}, the audit log's last line "
-        return line("clock", "fault", f"{told}is of {last['at']}", "set the clock: `timedatectl set-ntp true`")
+def _clock(last: float, now: float) -> CheckLine:
+    if last > now + CLOCK_SECONDS:
+        told = f"this machine says {_shown(now)}, the audit log's last line is of {_shown(last)}"
+        return line("clock", "fault", told, "set the clock: `timedatectl set-ntp true`")
     return line("clock", "ok", "not behind the audit log; sites measure theirs against this one, so keep NTP on")
 
 
-def _backup(last: dict[str, Any] | None, new_key: dict[str, Any] | None, now: float) -> CheckLine:
+def _backup(backups: BackupAge, now: float) -> CheckLine:
     remedy = f"`{KIND} backup FILE`, every day, to another machine"
-    if last is None:
+    if backups.made is None:
         return line("backup", "warning", "the audit log knows of none", remedy)
-    days, told = (now - _at(last)) / 86_400, f"the last was made on {last['at'][:16]}Z"
-    if new_key is not None and new_key["n"] > last["n"]:
+    days, told = (now - backups.made) / 86_400, f"the last was made on {_shown(backups.made)}"
+    if backups.outdated:
         return line("backup", "fault", f"{told}, and the CA has another key since: sites no longer pin that", remedy)
     if days > BACKUP_DAYS:
         return line("backup", "warning", f"{told}, {days:.0f} days ago", remedy)
     return line("backup", "ok", told)
+
+
+def _shown(at: float) -> str:
+    return f"{dt.datetime.fromtimestamp(at, dt.UTC):%Y-%m-%dT%H:%MZ}"

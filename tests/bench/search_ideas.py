@@ -103,8 +103,8 @@ IDEAS: Final = {
         Idea("plain mean, step 1", "the mean as it is", server={"optimiser": "fedavg", "step": 1.0}),
         Idea("plain mean, step 2", "what was shipped before: it doubles what distillation pulls back, and overshoots",
              server={"optimiser": "fedavg", "step": 2.0}),
-        Idea("plain mean, step 4", "sites without common intents pull in different directions, so their mean is a sixth "
-             "of each", server={"optimiser": "fedavg", "step": 4.0}),
+        Idea("plain mean, step 4", "sites without common intents pull in different directions, so their mean is a "
+             "sixth of each", server={"optimiser": "fedavg", "step": 4.0}),
         Idea("server momentum 0.5, step 1", "what rounds agree on adds up, and what swings does not (FedAvgM, Hsu et "
              "al. 2019): less of it", server={"momentum": 0.5, "step": 1.0}),
         Idea("server momentum 0.7, step 1", "nearly as far", server={"momentum": 0.7, "step": 1.0}),

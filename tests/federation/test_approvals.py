@@ -23,7 +23,12 @@ NAMES = ("bank-a", "bank-b", "hospital-a", "hospital-b")
 
 
 def plan_of(name: str, names: tuple[str, ...] = NAMES, **settings: object) -> Plan:
-    loose = {"rounds": 2, "gather_seconds": 0.0, "local": {"clip_norm": 1000.0}, "server": {"optimiser": "fedavg", "step": 1.0}}
+    loose = {
+        "rounds": 2,
+        "gather_seconds": 0.0,
+        "local": {"clip_norm": 1000.0},
+        "server": {"optimiser": "fedavg", "step": 1.0},
+    }
     return make_plan(names, name=name, **loose | settings)
 
 

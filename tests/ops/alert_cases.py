@@ -88,6 +88,7 @@ SITE_VALID, SITE_VERIFIED, SITE_BUILD = (
     of_site(name) for name in ("audit_chain_valid", "audit_chain_verified_timestamp_seconds", "build_info")
 )
 SAVED, SITE_SAVED = of_server("backed_up_timestamp_seconds"), of_site("backed_up_timestamp_seconds")
+OUTDATED = of_server("backup_outdated")
 NIGHTS = {WAITING: "0x479 _x960 0x480", RESTING: "_x480 0x959 _x480"}  # of eight hours
 NONE_NEW = {COMMITTED: "5" + LONG}
 SELDOM = "0+1x2 3x3 4x3 " + " ".join(f"{count}x9" for count in range(5, 30))
@@ -282,6 +283,16 @@ OF_SERVER: Final[dict[str, list[Fires | Not]]] = {
         Fires("for nine days", 9 * 24 * 60, {SAVED: "0x13000"}, "the server was not backed up for 9d 0h 0m 0s", SERVER),
         Not("for a week", 7 * 24 * 60, {SAVED: "0x12000"}),
         Not("it was, after nine", 9 * 24 * 60 + 10, {SAVED: f"0x12960 {9 * DAY}x20"}),
+    ],
+    "NexusBackupOutdated": [
+        Fires(
+            "for two hours",
+            120,
+            {OUTDATED: "1x130"},
+            "the server's last backup has a key that the CA no longer has",
+            SERVER,
+        ),
+        Not("it was backed up within the hour", 120, {OUTDATED: "1x50 0x80"}),
     ],
 }
 OF_SITE: Final[dict[str, list[Fires | Not]]] = {

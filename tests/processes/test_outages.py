@@ -56,7 +56,10 @@ class Outages:
         self.federation = federation
         federation.found(*SITES, rows=60)
         self.wires = {site: Wire(federation.host, federation.port) for site in SITES}
-        settings = {"local": {"steps": 1, "batch_rows": 8, "clip_norm": 20.0}, "server": {"optimiser": "fedavg", "step": 1.0}}
+        settings = {
+            "local": {"steps": 1, "batch_rows": 8, "clip_norm": 20.0},
+            "server": {"optimiser": "fedavg", "step": 1.0},
+        }
         plan = federation.plan(
             RUN,
             SITES,

@@ -274,6 +274,7 @@ def test_a_wider_address_needs_a_token_and_a_token_opens_it(tmp_path: Path, grap
 
     assert "give --token-file FILE" in refusal("--host", ANYWHERE)
     assert "give --token-file FILE" in refusal("--name", "search.hospital.example")
+    assert "leave it out" in refusal("--name", "search.hospital.example", "--host", ANYWHERE)
     assert "is no host name" in refusal("--name", "https://search.hospital.example")
     file.write_text(token)
     file.chmod(0o644)

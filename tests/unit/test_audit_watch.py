@@ -30,26 +30,38 @@ def test_nothing_is_told_before_the_first_look(tmp_path: Path) -> None:
     assert told(watch)["x_audit_chain_verified_timestamp_seconds"] > 1e9
 
 
-def test_the_last_backup_that_still_holds_is_told_or_when_the_log_began(tmp_path: Path) -> None:
+def test_when_the_last_backup_was_made_is_told_or_when_the_log_began(tmp_path: Path) -> None:
     log, _ = log_of(tmp_path)
     watch = AuditWatch(log.path, "nexus-x", outdated_by="authority replaced")
 
-    def since() -> float:
+    def found() -> tuple[float, float]:
         watch.look()
-        return told(watch)["x_backed_up_timestamp_seconds"]
+        return told(watch)["x_backed_up_timestamp_seconds"], told(watch)["x_backup_outdated"]
 
-    began = since()
-    assert since() == began, "none yet"
-    log.append("backed up")
-    first = since()
-    assert first >= began
-    log.append("event")
-    assert since() == first
+    began, outdated = found()
+    assert not outdated
+    log.append("authority replaced")
+    assert found() == (began, 0), "there is none yet that it could outdate"
     time.sleep(0.01)
     log.append("backed up")
-    assert since() > first
+    first, _ = found()
+    assert first > began
+    log.append("event")
+    assert found() == (first, 0)
     log.append("authority replaced")
-    assert since() == began, "what was backed up has a key that no site pins any more"
+    assert found() == (first, 1)
+    time.sleep(0.01)
+    log.append("backed up")
+    assert found()[0] > first
+    assert found()[1] == 0
+    log.append("restored", made=int(began) - 5)
+    assert found() == (int(began) - 5, 0), "a backup has no line of itself"
+
+
+def test_a_program_without_such_an_event_has_no_word_of_it(tmp_path: Path) -> None:
+    _, watch = log_of(tmp_path)
+    watch.look()
+    assert "x_backup_outdated" not in told(watch)
 
 
 def test_a_changed_line_is_found_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

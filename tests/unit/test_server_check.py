@@ -156,6 +156,8 @@ def test_a_backup_from_before_the_cas_new_key_is_a_fault_and_an_old_one_a_warnin
     assert [one.state for one in found(home, "backup", 9 * 86_400)] == ["warning"]
     audit.AuditLog(home / "audit.jsonl").append("authority replaced")
     assert "the CA has another key since" in fault(home, "backup")
+    audit.AuditLog(home / "audit.jsonl").append("restored", made=1_700_000_000)
+    assert "was made on 2023-11-14T22:13Z" in found(home, "backup")[0].found
     (home / "audit.jsonl").unlink()
     assert found(home, "backup")[0].found == "the audit log knows of none"
 
