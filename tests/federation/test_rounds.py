@@ -153,7 +153,7 @@ def test_below_min_cohort_the_run_waits_and_says_for_whom(tmp_path: Path) -> Non
 
 
 def test_a_new_server_process_goes_on_with_the_next_round(tmp_path: Path) -> None:
-    plan = plan_of(NAMES, server={"optimiser": "fedadam", "step": 0.01})
+    plan = plan_of(NAMES, server={"optimiser": "fedadam", "step": 0.01, "momentum": 0.9})
     whole, halves = Federation(tmp_path / "whole", plan), Federation(tmp_path / "halves", plan)
     whole.turns(7)
     halves.turns(2)
