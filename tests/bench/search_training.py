@@ -71,11 +71,14 @@ def trained(idea: Idea, name: str, states: SearchStates, seed: int, *, pooled: b
             correlate(model, [(p, partial(_drawn, s), s.rng) for p, s in zip(pupils, sites, strict=True)], settings)
             vector = read(model)
         begins = vector if pooled else trained_from(plan, number, vector)
-        if idea.held == number and model.salience is not None:
+        held = 0
+        if idea.held is not None and number >= idea.held and model.salience is not None:
             model.salience.requires_grad_(requires_grad=False)
+            held = sum(one.numel() for one in model.salience.parameters())  # they come first
         updates = [update(idea, model, begins, birth, site, states, settings) for site in sites]
         mean = np.mean(updates, axis=0, dtype=np.float64)
         vector = vector + updates[0] if pooled else server.apply(begins, mean)
+        vector[:held] = begins[:held]  # the server's momentum would go on
         versions.append(vector)
     write(model, np.mean(versions[-idea.averaged :], axis=0, dtype=np.float64).astype(np.float32))
     return model
