@@ -12,20 +12,25 @@ import numpy as np
 from tests.bench import results, simulate
 from tests.bench.data import Retrieval
 from tests.bench.dendrite_data import Similarity
+from tests.bench.dendrite_noise import CLIP, SAMPLING, STEPS
 from tests.bench.search_ideas import IDEAS, SHIPPED
 from tests.bench.search_models import Model
+from tests.bench.search_noise import EPSILONS, NOISY, RATES, noisy
 from tests.bench.search_states import ALL, loaded, states_of
 from tests.bench.search_training import embed, plan_of, trained
 
 FOLDER: Final = simulate.CACHE.parent / "search"
 RECORD: Final = Path(__file__).with_name("search.jsonl")
+NOISE: Final = "noise"
 BASE: Final = "base"
 """In the place of an idea: the base model."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One result.  ``kind``: ``federated``, ``pooled`` or ``left out``, where ``part`` is the site."""
+    """One result.  ``kind``: ``federated``, ``pooled`` or ``left out``, where ``part`` is the site; ``noise``, where
+    ``idea`` is an arm of ``search_noise.py`` and ``part`` epsilon and learning rate.
+    """
 
     kind: str
     set: str
@@ -42,6 +47,8 @@ class Job:
     @property
     def described(self) -> dict[str, Any]:
         """All that its result depends on, but for the code."""
+        if self.kind == NOISE:
+            return asdict(self) | asdict(NOISY[self.idea]) | {"steps": STEPS, "sampling": SAMPLING, "clip": CLIP}
         if self.idea == BASE:
             return asdict(self)
         plan, idea = plan_of(IDEAS[self.idea], sites_of(self.set), self.seed), IDEAS[self.idea]
@@ -89,8 +96,23 @@ def jobs(stage: str, ideas: Sequence[str], sets: Sequence[str], seeds: int) -> I
             yield from (Job("left out", name, idea, i, site) for i, site in enumerate(sites) for idea in ordered)
 
 
+def noise_jobs(seeds: int) -> Iterator[Job]:
+    """Every rate with the first seed; the best of them by its dev figure, once all are known, with the others."""
+    for arm in NOISY:
+        for epsilon in EPSILONS:
+            tried = [Job(NOISE, "stsb", arm, 0, f"{epsilon} {rate}") for rate in RATES]
+            yield from tried
+            found = {job.part: told["dev"] for job in tried if (told := job.result()) is not None}
+            if len(found) == len(tried):
+                best = max(found, key=lambda part: found[part])
+                yield from (Job(NOISE, "stsb", arm, seed, best) for seed in range(1, seeds))
+
+
 def measured(job: Job) -> dict[str, Any]:
     """Do it: figures x 100 on the set's own parts, on those of the other sets, and of general similarity."""
+    if job.kind == NOISE:
+        epsilon, rate = map(float, job.part.split())
+        return noisy(NOISY[job.idea], epsilon, rate, job.seed)
     states = states_of(job.set)
     if job.idea == BASE:
         model = IDEAS["projection alone"].model(b"")

@@ -8,6 +8,7 @@ import numpy as np
 from tests.bench.dendrite_figures import difference, shown, table
 from tests.bench.search_ideas import IDEAS, SHIPPED
 from tests.bench.search_jobs import BASE, Job, recorded
+from tests.bench.search_noise_report import noise
 from tests.bench.search_states import ALL
 
 Result = Mapping[str, Any]
@@ -40,6 +41,7 @@ def tables() -> str:
     judged = [idea for idea in IDEAS if any(("pooled", name, idea) in told for name in ALL)]
     if judged:
         parts += ["## On test parts", on_test(told, judged), "## An organisation left out", left_out(told, judged)]
+    parts += [under] if (under := noise()) else []
     parts += ["## The ideas", "\n".join(f"- **{idea.name}**: {idea.why}." for idea in IDEAS.values())]
     return "\n\n".join(parts)
 
