@@ -53,7 +53,7 @@ class Job:
             return asdict(self)
         plan, idea = plan_of(IDEAS[self.idea], sites_of(self.set), self.seed), IDEAS[self.idea]
         settings = {"local": plan.local.model_dump(), "server": plan.server.model_dump(), "rounds": plan.rounds}
-        return json.loads(json.dumps(asdict(self) | settings | idea.described))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(asdict(self) | idea.described | settings))  # type: ignore[no-any-return]
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, None where nothing was, or another job under that name."""

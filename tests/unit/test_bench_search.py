@@ -9,6 +9,7 @@ import torch
 from nexus_client.material import Task
 from nexus_client.train import local_update
 from nexus_common.layout import WIDTH, Layout
+from nexus_common.plan import ServerSettings
 from nexus_common.recipe import LocalSettings
 
 from tests.bench import search, search_jobs
@@ -125,3 +126,11 @@ def test_jobs_have_files_of_their_own() -> None:
         Job(kind, name, idea, 0) for kind in ("pooled", "federated") for name in ("stsb", "askcfpb") for idea in IDEAS
     ]
     assert len({job.file for job in every}) == len(every)
+
+
+def test_a_result_is_of_all_settings_the_recipes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_jobs, "sites_of", lambda _: ["a", "b", "c"])
+    told = Job("federated", "stsb", "temperature 0.1", 0).described
+    assert told["local"] == LocalSettings(temperature=0.1).model_dump()
+    assert told["server"] == ServerSettings().model_dump()
+    assert told["rounds"] == 10
