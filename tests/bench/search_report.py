@@ -16,7 +16,7 @@ Found = dict[tuple[str, str, str], dict[int, Result]]
 """By kind, set and idea, then by seed."""
 WITHOUT: Final = "without distillation"
 READING: Final = """\
-Four sets, federated in ten rounds over their sites by a plain mean of clipped updates. A difference is taken seed by
+Four sets, federated in ten rounds over their sites, updates clipped and not masked. A difference is taken seed by
 seed from the shipped recipe, or from the base model; x 100, with its 95 % Student interval, bold where that leaves out
 0. *kept*: what the model does on the dev parts of the three sets that it was not trained on, less the base model; the
 worst of them. Ideas were chosen by dev parts alone."""
