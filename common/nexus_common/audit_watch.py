@@ -21,7 +21,7 @@ from nexus_common.syslog import announce
 
 log = logging.getLogger(__name__)
 EVERY_SECONDS: Final = 3600.0
-AFTER_FAULT_SECONDS: Final = 60.0
+SOON_SECONDS: Final = 60.0
 
 
 class AuditWatch:
@@ -46,7 +46,8 @@ class AuditWatch:
 
     def _run(self) -> None:
         while True:
-            time.sleep(AFTER_FAULT_SECONDS if self.look() is None else EVERY_SECONDS)
+            known = self.look() is not None and self._backups.began is not None  # an empty log has its first line soon
+            time.sleep(EVERY_SECONDS if known else SOON_SECONDS)
 
     def look(self) -> bool | None:
         """Verify every line, and that the log still has the head that it had the time before; ``valid``.
@@ -67,7 +68,7 @@ class AuditWatch:
             self.valid, self._was_broken, self._broken = False, True, file
         else:
             self._said, self._head, self.valid, self._was_broken = "", head.hash, True, False
-            if not announce(self._program, head):
+            if head.lines and not announce(self._program, head):
                 log.info("the audit log has %d lines, head %s (no system log answers here)", head.lines, head.hash)
         self._at = time.time()
         return self.valid
