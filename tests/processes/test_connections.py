@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nexus_client.embed import default_base
 
 ROOT = Path(__file__).resolve().parents[2]
 INET = re.compile(r"sa_family=AF_INET6?,.*?(?:inet_addr\(|inet_pton\(AF_INET6, )\"([0-9a-f.:]+)\"")
@@ -23,6 +24,21 @@ def is_loopback(text: str) -> bool:
     address = ipaddress.ip_address(text)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+def test_the_encoders_runtime_tells_nobody_that_it_runs(tmp_path: Path, graphs: Path) -> None:
+    log, home = tmp_path / "calls", tmp_path / "home"
+    home.mkdir()
+    program = (
+        "import pathlib, sys, time; from nexus_client.light import LightEncoder; "
+        "LightEncoder(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), 1).base_embeddings(['x']); time.sleep(10)"
+    )
+    watched = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto,sendmsg", "-e", "signal=none"]
+    asked = [sys.executable, "-c", program, str(graphs / "encoder-int8.onnx"), str(default_base())]
+    env = {"HOME": str(home), "PYTHONPATH": str(ROOT)}  # not CI, where it would be silent by itself
+    subprocess.run([*watched, "-o", str(log), *asked], timeout=120, check=True, env=env)
+    assert not INET.search(log.read_text(errors="replace"))
+    assert not list(home.iterdir()), "nothing was written into the home folder"
 
 
 @pytest.mark.timeout(600)
