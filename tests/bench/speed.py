@@ -33,8 +33,8 @@ class Worker:
 
     def __init__(self, name: str, python: Path, folder: Path, threads: int) -> None:
         self.name = name
-        environment = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1",
-                       "TOKENIZERS_PARALLELISM": "false", "PATH": "/usr/bin:/bin",
+        environment = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1",
+                       "ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "PATH": "/usr/bin:/bin",
                        "PYTHONPATH": ":".join(sys.path) if python == Path(sys.executable) else ""}  # fmt: skip
         self._process = subprocess.Popen(
             [str(python), str(WORKER), name, str(folder), str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
