@@ -21,7 +21,8 @@ from nexus_common.syslog import announce
 
 log = logging.getLogger(__name__)
 EVERY_SECONDS: Final = 3600.0
-SOON_SECONDS: Final = 60.0
+AFTER_FAULT_SECONDS: Final = 60.0
+WHILE_EMPTY_SECONDS: Final = 5.0
 
 
 class AuditWatch:
@@ -46,8 +47,10 @@ class AuditWatch:
 
     def _run(self) -> None:
         while True:
-            known = self.look() is not None and self._backups.began is not None  # an empty log has its first line soon
-            time.sleep(EVERY_SECONDS if known else SOON_SECONDS)
+            if self.look() is None:
+                time.sleep(AFTER_FAULT_SECONDS)
+            else:
+                time.sleep(EVERY_SECONDS if self._backups.began is not None else WHILE_EMPTY_SECONDS)
 
     def look(self) -> bool | None:
         """Verify every line, and that the log still has the head that it had the time before; ``valid``.
