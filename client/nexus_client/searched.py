@@ -40,15 +40,15 @@ def judged_as_searched(workspace: Workspace, name: str) -> NDArray[np.float32] |
     adapter, judged = light_model(Shelf(place), name, base), [texts[number] for number in texts_of(tasks)]
     head = head_of(adapter)
     with closing(Vectors(folder)) as vectors:
-        missing = vectors.missing([head], judged)
-        if lacking := _passages(tasks, texts) & set(missing):
+        missing = set(vectors.missing([head], judged))
+        if lacking := _passages(tasks, texts) & missing:
             raise NotCached(f"the index lacks {len(lacking)} passages of the hold-out; `nexus-client index` updates it")
-        kept = [text for text in judged if text not in set(missing)]
+        kept = [text for text in judged if text not in missing]
         found = dict(zip(kept, vectors.of(head, kept).astype(np.float32), strict=True))
     if missing:
         encoder = LightEncoder(graph_of(place, settings, base), settings.base_folder, settings.cpu_threads)
         states = adapter is not None and adapter.reads_states
-        for text, ids in zip(missing, encoder.pieces(missing).ids, strict=True):
+        for text, ids in zip(missing, encoder.pieces([*missing]).ids, strict=True):
             found[text] = pooled(adapter, encoder.encode(ids, states=states))
     x = np.stack([found[text] for text in judged])
     return x if adapter is None else _projected(adapter, x)
